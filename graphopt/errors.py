@@ -1,0 +1,44 @@
+"""The errors graphopt raises: each names the stage, the ONNX node where there is one, and what to do."""
+
+from __future__ import annotations
+
+
+class GraphoptError(Exception):
+    """Base of every error raised on purpose.
+
+    Attributes:
+        stage: the stage that failed ("load", "prepare", "import", a pass's name, "lowering", …).
+        reason: what happened, one sentence.
+        node: id of the ONNX node concerned, or None.
+        hint: what the user can do about it, or None.
+    """
+
+    def __init__(
+        self, stage: str, reason: str, *, node: str | None = None, hint: str | None = None
+    ) -> None:
+        self.stage = stage
+        self.reason = reason
+        self.node = node
+        self.hint = hint
+        where = f"{stage}, node {node}" if node else stage
+        super().__init__(f"[{where}] {reason}" + (f" Hint: {hint}" if hint else ""))
+
+
+class ModelError(GraphoptError):
+    """The ONNX model cannot be read, is invalid, or uses something that is not supported."""
+
+
+class OptionError(GraphoptError):
+    """An option, target or argument of the API is unknown, contradictory or out of range."""
+
+
+class InputError(GraphoptError):
+    """The tensors given to run() do not fit the program's inputs."""
+
+
+class CompileError(GraphoptError):
+    """A stage after import failed; a defect of graphopt or of its toolchain."""
+
+
+class ArtifactError(GraphoptError):
+    """A .gopt file is damaged, altered, of a foreign version, or cannot run on this machine."""

@@ -1,0 +1,24 @@
+"""The program between import and lowering: a Relax module and where each binding came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+IRModule = Any
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A Relax module whose "main" is one dataflow block of operator calls with static shapes.
+
+    Every binding's variable has a unique name; `sites` maps it to the ids of the ONNX nodes that
+    it computes (several after a fusion). A node id is the ONNX name, or `OpType#index`.
+    Weights are Relax constants. Inputs are main's parameters, named as in ONNX; the body returns
+    a tuple with one entry per name in `outputs`.
+    """
+
+    module: IRModule
+    sites: Mapping[str, tuple[str, ...]]
+    outputs: tuple[str, ...]

@@ -1,0 +1,192 @@
+"""The vocabulary between lowering and kernel families: values, layouts, workloads, candidates.
+
+Everything here is frozen and hashable, so that a workload can be the key of a tuning record and
+identical groups of a network share one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol, Union
+
+import numpy as np
+
+# A TVM object. TVM is untyped: everything of it that crosses this interface is named here.
+TETensor = Any
+Schedule = Any
+PrimExpr = Any
+
+Attr = Union[int, float, str, bool, tuple["Attr", ...]]
+
+
+@dataclass(frozen=True)
+class TensorSig:
+    """Logical shape and dtype (NumPy's name) of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an activation lies in memory.
+
+    block == 0: row-major. Otherwise axis 1 is split into blocks, as in NCHW16c: logical
+    (N, C, *S) is stored as (N, ceil(C / block), *S, block). Lanes past C hold zeros: whoever
+    writes a blocked tensor keeps that true, whoever reads one may rely on it.
+    """
+
+    block: int = 0
+
+    def physical(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape in memory of a tensor with logical `shape` (rank >= 2 where blocked)."""
+        if self.block == 0:
+            return shape
+        return (shape[0], -(-shape[1] // self.block), *shape[2:], self.block)
+
+
+PLAIN = Layout()
+
+
+class Packing(Protocol):
+    """How a constant input is rearranged at compile time. Implementations are frozen dataclasses."""
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return `array` (logical shape) as the kernel reads it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Op:
+    """One anchor operation on logical tensors: its kind (schedules/README lists them) and attrs.
+
+    `constant[i]` says that input i is a compile-time constant, which may be packed.
+    """
+
+    kind: str
+    inputs: tuple[TensorSig, ...]
+    output: TensorSig
+    attrs: tuple[tuple[str, Attr], ...] = ()
+    constant: tuple[bool, ...] = ()
+
+    def attr(self, name: str) -> Any:
+        """Value of attribute `name`; KeyError if the op has none."""
+        return dict(self.attrs)[name]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One scalar operation of an epilogue; `args` index the values before it."""
+
+    op: str
+    args: tuple[int, ...]
+    attrs: tuple[tuple[str, Attr], ...] = ()
+
+    def attr(self, name: str) -> Any:
+        """Value of attribute `name`; KeyError if the step has none."""
+        return dict(self.attrs)[name]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """An elementwise program in SSA form applied to each element of the anchor's output.
+
+    Value 0 is the anchor's output, values 1 … len(operands) the operands, then one value per step;
+    the last value is the group's output (value 0 where there is no step). Operands have the rank of
+    the anchor's output; each dimension equals the output's or is 1 (broadcast). All steps compute
+    in the shape of the output.
+    """
+
+    operands: tuple[TensorSig, ...] = ()
+    steps: tuple[Step, ...] = ()
+    dtype: str = "float32"  # of the result
+    constant: tuple[bool, ...] = ()  # which operands are compile-time constants
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A fusion group without a layout: what a kernel must compute. Inputs: op's, then operands."""
+
+    op: Op
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+    @property
+    def inputs(self) -> tuple[TensorSig, ...]:
+        return self.op.inputs + self.epilogue.operands
+
+    @property
+    def constant(self) -> tuple[bool, ...]:
+        return self.op.constant + self.epilogue.constant
+
+    @property
+    def output(self) -> TensorSig:
+        return TensorSig(self.op.output.shape, self.epilogue.dtype)
+
+
+@dataclass(frozen=True)
+class TargetTraits:
+    """What schedules need to know of a CPU. Sizes in bytes, per core."""
+
+    arch: str  # "x86_64", "aarch64", …
+    vector_bytes: int  # 64 AVX-512, 32 AVX2, 16 SSE and NEON
+    vector_registers: int  # 32 or 16
+    fma: bool = True
+    vnni: bool = False
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+    threads: int = 1
+
+    @property
+    def lanes(self) -> int:
+        """float32 values in one vector register; also the channel block of blocked layouts."""
+        return self.vector_bytes // 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate does, for the static price table: multiply-adds count 2 FLOPs.
+
+    `efficiency` is the share of one core's peak FLOP/s that the kernel's inner loop reaches when
+    its data is in cache; `passes` counts barrier-separated parallel phases.
+    """
+
+    flops: float
+    bytes: float
+    efficiency: float = 0.5
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a workload: everything that neighbours can see, and how to schedule it.
+
+    name: stable id such as "conv2d.winograd4[nb=32]"; part of tuning keys.
+    layouts: one per workload input. Constants have a Packing (or a Layout, packed at compile time
+        too); activations have a Layout.
+    output: layout of the result.
+    compute: builds the TE graph; returns the placeholders in the order of workload.inputs, then
+        the output. Placeholder shapes are physical.
+    schedule: applied to a Schedule whose "main" holds the compute. `parallel` may mark only loops
+        that are outermost in the function's body; see schedules/README.md.
+    """
+
+    name: str
+    layouts: tuple[Layout | Packing, ...]
+    output: Layout
+    cost: Cost
+    compute: Callable[[], tuple[TETensor, ...]] = field(compare=False, repr=False)
+    schedule: Callable[[Schedule], None] = field(compare=False, repr=False)
+
+
+Family = Callable[[Workload, TargetTraits], "tuple[Candidate, ...]"]
+"""A kernel family: the candidates it offers for a workload; empty if it is not its kind."""
