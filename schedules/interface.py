@@ -15,6 +15,7 @@ import numpy as np
 
 # A TVM object. TVM is untyped: everything of it that crosses this interface is named here.
 TETensor = Any
+PrimFunc = Any
 Schedule = Any
 PrimExpr = Any
 
@@ -174,9 +175,9 @@ class Candidate:
     layouts: one per workload input. Constants have a Packing (or a Layout, packed at compile time
         too); activations have a Layout.
     output: layout of the result.
-    compute: builds the TE graph; returns the placeholders in the order of workload.inputs, then
-        the output. Placeholder shapes are physical.
-    schedule: applied to a Schedule whose "main" holds the compute. `parallel` may mark only loops
+    compute: builds the unscheduled PrimFunc (usually by te.create_prim_func): parameters in the
+        order of workload.inputs, then the output; their shapes are physical.
+    schedule: applied to a Schedule whose "main" is that function. `parallel` may mark only loops
         that are outermost in the function's body; see schedules/README.md.
     """
 
@@ -184,7 +185,7 @@ class Candidate:
     layouts: tuple[Layout | Packing, ...]
     output: Layout
     cost: Cost
-    compute: Callable[[], tuple[TETensor, ...]] = field(compare=False, repr=False)
+    compute: Callable[[], PrimFunc] = field(compare=False, repr=False)
     schedule: Callable[[Schedule], None] = field(compare=False, repr=False)
 
 

@@ -1,0 +1,106 @@
+"""Applies an epilogue to scalars of a blocked or row-major output; the last stage of every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm import te, tirx
+
+from schedules.interface import PLAIN, Epilogue, Layout, PrimExpr, TensorSig, TETensor, Workload
+from schedules.scalar import constant, evaluate, keeps_zero
+
+
+def operand_layouts(epilogue: Epilogue, output: TensorSig, layout: Layout) -> tuple[Layout, ...]:
+    """The layout each operand must have where the output has `layout`.
+
+    An operand that is broadcast along axis 1 has no channels to block and stays row-major.
+    """
+    return tuple(
+        layout if layout.block and sig.shape[1] == output.shape[1] else PLAIN
+        for sig in epilogue.operands
+    )
+
+
+def logical_index(index: Sequence[PrimExpr], layout: Layout) -> tuple[PrimExpr, ...]:
+    """Logical coordinates of a physical index."""
+    if not layout.block:
+        return tuple(index)
+    return (index[0], index[1] * layout.block + index[-1], *index[2:-1])
+
+
+def physical_index(index: Sequence[PrimExpr], layout: Layout) -> tuple[PrimExpr, ...]:
+    """Physical coordinates of a logical index; the inverse of logical_index."""
+    if not layout.block:
+        return tuple(index)
+    block = layout.block
+    return (index[0], index[1] // block, *index[2:], index[1] % block)
+
+
+def read_operand(
+    tensor: TETensor, sig: TensorSig, layout: Layout, output: Layout, index: Sequence[PrimExpr]
+) -> PrimExpr:
+    """Element of a broadcast operand for the output element at physical `index`.
+
+    Where operand and output are blocked alike, the block coordinates are passed through unchanged,
+    so that no division stands in the way of vectorisation.
+    """
+    if layout.block and layout == output:
+        inner = (*index[:2], *index[2:-1])
+        read = [0 if dim == 1 else i for dim, i in zip(sig.shape, inner, strict=True)]
+        read[1] = index[1]
+        return tensor(*read, index[-1])
+    logical = logical_index(index, output)
+    return tensor(*[0 if dim == 1 else i for dim, i in zip(sig.shape, logical, strict=True)])
+
+
+def apply_epilogue(
+    workload: Workload,
+    value: PrimExpr | None,
+    operands: Sequence[TETensor],
+    layout: Layout,
+    index: Sequence[PrimExpr],
+) -> PrimExpr:
+    """The group's result at physical `index` of the output, given the anchor's `value` there.
+
+    Lanes past the last channel become zero, unless every step maps zeros to zero anyway and the
+    anchor's padding lanes are zero (`value` then is, too).
+    """
+    epilogue = workload.epilogue
+    output = workload.output
+    layouts = operand_layouts(epilogue, output, layout)
+    values: list[PrimExpr | None] = [value]
+    for tensor, sig, where in zip(operands, epilogue.operands, layouts, strict=True):
+        values.append(read_operand(tensor, sig, where, layout, index))
+    for step in epilogue.steps:
+        values.append(evaluate(step, [values[i] for i in step.args]))
+    result = values[-1]
+    if layout.block and output.shape[1] % layout.block and not keeps_zero(epilogue, value is None):
+        channel = logical_index(index, layout)[1]
+        result = tirx.Select(channel < output.shape[1], result, constant(0, epilogue.dtype))
+    return result
+
+
+def output_stage(
+    workload: Workload,
+    value: Callable[..., PrimExpr] | None,
+    operands: Sequence[TETensor],
+    layout: Layout,
+) -> TETensor:
+    """The final TE stage, named "output"; `value(*physical_index)` reads the anchor's result."""
+    return te.compute(
+        layout.physical(workload.output.shape),
+        lambda *index: apply_epilogue(
+            workload, None if value is None else value(*index), operands, layout, index
+        ),
+        name="output",
+    )
+
+
+def operand_placeholders(workload: Workload, layout: Layout) -> list[TETensor]:
+    """Placeholders of the epilogue's operands, named operand0, operand1, …"""
+    epilogue = workload.epilogue
+    layouts = operand_layouts(epilogue, workload.output, layout)
+    return [
+        te.placeholder(where.physical(sig.shape), sig.dtype, name=f"operand{i}")
+        for i, (sig, where) in enumerate(zip(epilogue.operands, layouts, strict=True))
+    ]
