@@ -66,6 +66,10 @@ class Packing(Protocol):
         """Return `array` (logical shape) as the kernel reads it."""
         ...
 
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of pack()'s result for an array of logical `shape`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Op:
@@ -179,6 +183,8 @@ class Candidate:
         order of workload.inputs, then the output; their shapes are physical.
     schedule: applied to a Schedule whose "main" is that function. `parallel` may mark only loops
         that are outermost in the function's body; see schedules/README.md.
+    strict: non-finite inputs spread no further than IEEE arithmetic takes them; False for
+        Winograd, whose transforms spread them within a tile.
     """
 
     name: str
@@ -187,6 +193,7 @@ class Candidate:
     cost: Cost
     compute: Callable[[], PrimFunc] = field(compare=False, repr=False)
     schedule: Callable[[Schedule], None] = field(compare=False, repr=False)
+    strict: bool = True
 
 
 Family = Callable[[Workload, TargetTraits], "tuple[Candidate, ...]"]

@@ -15,7 +15,7 @@ def constant(value: float, dtype: str) -> PrimExpr:
 
 
 def _relu(x: PrimExpr) -> PrimExpr:
-    return tirx.max(x, constant(0, x.dtype))
+    return tirx.max(x, constant(0, str(x.ty.dtype)))
 
 
 UNARY: Mapping[str, Callable[[PrimExpr], PrimExpr]] = {
@@ -44,7 +44,8 @@ def evaluate(step: Step, args: Sequence[PrimExpr]) -> PrimExpr:
         return constant(step.attr("value"), step.attr("dtype"))
     if step.op == "clip":
         (x,) = args
-        low, high = constant(step.attr("min"), x.dtype), constant(step.attr("max"), x.dtype)
+        dtype = str(x.ty.dtype)
+        low, high = constant(step.attr("min"), dtype), constant(step.attr("max"), dtype)
         return tirx.max(tirx.min(x, high), low)
     if step.op in UNARY:
         return UNARY[step.op](args[0])

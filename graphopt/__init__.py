@@ -1,0 +1,60 @@
+"""graphopt compiles ONNX models to small, fast, verified programs.
+
+Names are resolved when they are first used: loading and running a program imports no compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphopt.api import CompiledModel as CompiledModel
+    from graphopt.api import compile as compile
+    from graphopt.api import inspect as inspect
+    from graphopt.api import verify as verify
+    from graphopt.codegen.plan import TensorSpec as TensorSpec
+    from graphopt.config import CompileConfig as CompileConfig
+    from graphopt.errors import ArtifactError as ArtifactError
+    from graphopt.errors import CompileError as CompileError
+    from graphopt.errors import GraphoptError as GraphoptError
+    from graphopt.errors import InputError as InputError
+    from graphopt.errors import ModelError as ModelError
+    from graphopt.errors import OptionError as OptionError
+    from graphopt.loaded import LoadedModel as LoadedModel
+    from graphopt.loaded import load as load
+    from graphopt.target import TargetSpec as TargetSpec
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ArtifactError": "graphopt.errors",
+    "CompileConfig": "graphopt.config",
+    "CompileError": "graphopt.errors",
+    "CompiledModel": "graphopt.api",
+    "GraphoptError": "graphopt.errors",
+    "InputError": "graphopt.errors",
+    "LoadedModel": "graphopt.loaded",
+    "ModelError": "graphopt.errors",
+    "OptionError": "graphopt.errors",
+    "TargetSpec": "graphopt.target",
+    "TensorSpec": "graphopt.codegen.plan",
+    "compile": "graphopt.api",
+    "inspect": "graphopt.api",
+    "load": "graphopt.loaded",
+    "verify": "graphopt.api",
+}
+
+__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'graphopt' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

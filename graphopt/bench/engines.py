@@ -1,0 +1,126 @@
+"""The engines that can be compared, as the worker process sees them: open a model, run it.
+
+Each opener imports its engine only when called, so that a worker's memory is its engine's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model. `run` is what is timed; `named` turns its result into arrays by name."""
+
+    version: str
+    run: Callable[[Feeds], Any]
+    named: Callable[[Any], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an engine is told. `outputs` are the ONNX output names, in order."""
+
+    model: str
+    threads: int
+    outputs: Sequence[str]
+    settings: Mapping[str, Any]
+
+
+def _onnxruntime(opening: Opening, *, optimise: bool) -> Engine:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = opening.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    spinning = "1" if opening.settings.get("spinning", False) else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    session = ort.InferenceSession(opening.model, options, providers=["CPUExecutionProvider"])
+    names = list(opening.outputs)
+    return Engine(
+        ort.__version__,
+        lambda feeds: session.run(names, feeds),
+        lambda result: dict(zip(names, result, strict=True)),
+    )
+
+
+def open_onnxruntime(opening: Opening) -> Engine:
+    """ONNX Runtime with all optimisations, sequential, one pool of `threads`."""
+    return _onnxruntime(opening, optimise=True)
+
+
+def open_reference(opening: Opening) -> Engine:
+    """ONNX Runtime without optimisations: the meaning of a model, as far as we judge it."""
+    return _onnxruntime(opening, optimise=False)
+
+
+def open_openvino(opening: Opening) -> Engine:
+    """OpenVINO for latency: one stream, `threads` threads, float32 kept float32."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(opening.model)
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": str(opening.threads),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": "1",
+    }
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    names = list(opening.outputs)
+    return Engine(
+        ov.__version__,
+        lambda feeds: request.infer(feeds, share_inputs=True, share_outputs=True),
+        lambda result: {name: np.array(result[i]) for i, name in enumerate(names)},
+    )
+
+
+def open_graphopt(opening: Opening) -> Engine:
+    """Our own artifact, loaded as a user would load it."""
+    import graphopt
+
+    program = graphopt.load(opening.model, threads=opening.threads)
+    return Engine(graphopt.__version__, program.run, dict)
+
+
+OPENERS: Mapping[str, Callable[[Opening], Engine]] = {
+    "graphopt": open_graphopt,
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "reference": open_reference,
+}
+
+
+def compile_graphopt(
+    model: str,
+    out: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    threads: int,
+    target: str,
+    tuning_log: Any,
+    numerics: str,
+) -> None:
+    """Compile `model` and save it at `out`."""
+    import graphopt
+
+    program = graphopt.compile(
+        model,
+        target=target,
+        shapes=dict(shapes),
+        threads=threads,
+        tuning_log=tuning_log,
+        numerics=numerics,
+    )
+    program.save(out)

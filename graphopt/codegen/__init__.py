@@ -1,0 +1,1 @@
+"""From scheduled kernels and a plan to machine code."""

@@ -1,0 +1,189 @@
+"""Turns a scheduled PrimFunc into a kernel: raw pointers in, its parallel loops shared by a team.
+
+A kernel has the signature
+
+    kernel(params…, workspace…, task_id: i32, num_tasks: i32, barrier: i64*)
+
+and no calling convention of TVM's: all kernels of a program are private functions of one module,
+called in order by the program's team function (executable.py). Each worker runs every kernel on its
+share of each parallel loop; a barrier follows each loop that a later one may depend on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.ir import PointerType, PrimType
+
+PrimFunc = Any
+Stmt = Any
+
+STACK_BYTES = 32 << 10
+"""Scratch up to this size lives on a worker's stack, larger scratch in the workspace."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory a kernel needs beside its parameters; one piece per worker if not `shared`."""
+
+    nbytes: int
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A lowered kernel: its function (private, pointers only) and the workspaces it takes."""
+
+    function: PrimFunc
+    workspaces: tuple[Workspace, ...]
+
+
+def lower(function: PrimFunc, target: Any) -> PrimFunc:
+    """Lower a scheduled block-form PrimFunc to flat loops; `target` is a tvm Target."""
+    passes = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+    ]
+    module = tvm.IRModule({"main": function.with_attr("target", target)})
+    with target:
+        return tvm.ir.transform.Sequential(passes)(module)["main"]
+
+
+def pointer(dtype: str) -> Any:
+    """The type of a pointer to elements of `dtype`."""
+    return PointerType(PrimType(dtype))
+
+
+def to_kernel(function: PrimFunc) -> Kernel:
+    """Give a lowered PrimFunc the kernel signature and split its outermost parallel loops."""
+    builder = _KernelBuilder()
+    return builder.build(function)
+
+
+class _KernelBuilder:
+    """Collects parameters, declarations and phases while it walks the top of the function."""
+
+    def __init__(self) -> None:
+        self.task = tirx.Var("task_id", "int32")
+        self.tasks = tirx.Var("num_tasks", "int32")
+        self.barrier = tirx.Var("barrier", pointer("int64"))
+        self.params: list[Any] = []
+        self.workspace_params: list[Any] = []
+        self.workspaces: list[Workspace] = []
+
+    def build(self, function: PrimFunc) -> Kernel:
+        body: list[Stmt] = []
+        for param in function.params:
+            data = tirx.Var(f"{param.name}_data", pointer(_dtype(param)))
+            self.params.append(data)
+            body.append(tirx.DeclBuffer(param, data=data))
+        for statement in _sequence(function.body):
+            if isinstance(statement, tirx.AllocBuffer):
+                body.append(self._workspace(statement.buffer, shared=True))
+            elif isinstance(statement, (tirx.DeclBuffer, tirx.Bind)):
+                body.append(statement)
+            else:
+                body += [self._share(statement), self._wait()]
+        nest = tirx.SeqStmt(body[:-1])  # the program has a barrier of its own after each kernel
+        # Without these attributes a later pass cannot tell where memory lives.
+        nest = tirx.AttrStmt("default", "device_type", tirx.const(1, "int32"), nest)
+        nest = tirx.AttrStmt("default", "device_id", tirx.const(0, "int32"), nest)
+        signature = [*self.params, *self.workspace_params, self.task, self.tasks, self.barrier]
+        kernel = tirx.PrimFunc(signature, nest, ret_type=None)
+        kernel = kernel.with_attr("tirx.noalias", True)
+        return Kernel(kernel, tuple(self.workspaces))
+
+    def _share(self, statement: Stmt) -> Stmt:
+        """This worker's contiguous share of a parallel loop; the first worker does anything else."""
+        if not isinstance(statement, tirx.For) or statement.kind != tirx.ForKind.PARALLEL:
+            return tirx.IfThenElse(self.task == 0, self._hoist(statement), None)
+        begin = self.task * statement.extent // self.tasks
+        end = (self.task + 1) * statement.extent // self.tasks
+        return tirx.For(
+            statement.loop_var,
+            statement.min + begin,
+            end - begin,
+            tirx.ForKind.SERIAL,
+            self._hoist(statement.body),
+        )
+
+    def _wait(self) -> Stmt:
+        tasks = tirx.Cast("int64", self.tasks)
+        return tirx.Evaluate(tirx.call_extern("void", "graphopt_barrier", self.barrier, tasks))
+
+    def _workspace(self, buffer: Any, shared: bool) -> Stmt:
+        """Declare `buffer` in a new workspace parameter (this worker's piece if not shared)."""
+        dtype = _dtype(buffer)
+        data = tirx.Var(f"{buffer.name}_data", pointer(dtype))
+        nbytes = -(-_nbytes(buffer) // 64) * 64
+        self.workspace_params.append(data)
+        self.workspaces.append(Workspace(nbytes, shared))
+        if shared:
+            return tirx.DeclBuffer(buffer, data=data)
+        offset = tirx.Cast("int64", self.task) * tirx.const(nbytes, "int64")
+        moved = tirx.handle_add_byte_offset(data, offset)
+        return tirx.DeclBuffer(buffer, data=tirx.reinterpret(pointer(dtype), moved))
+
+    def _hoist(self, statement: Stmt) -> Stmt:
+        """Move scratch that is too large for the stack into the workspace."""
+        if isinstance(statement, tirx.SeqStmt):
+            return tirx.SeqStmt([self._hoist(child) for child in statement.seq])
+        if isinstance(statement, tirx.For):
+            body = self._hoist(statement.body)
+            if body.same_as(statement.body):
+                return statement
+            return tirx.For(
+                statement.loop_var,
+                statement.min,
+                statement.extent,
+                statement.kind,
+                body,
+                statement.thread_binding,
+                statement.annotations,
+            )
+        if isinstance(statement, tirx.AttrStmt):
+            body = self._hoist(statement.body)
+            return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
+        if isinstance(statement, tirx.AllocBuffer) and _nbytes(statement.buffer) > STACK_BYTES:
+            return self._workspace(statement.buffer, shared=False)
+        return statement
+
+
+def _sequence(body: Stmt) -> list[Stmt]:
+    """The statements of a function's body, nested sequences flattened."""
+    if isinstance(body, tirx.SeqStmt):
+        return [inner for child in body.seq for inner in _sequence(child)]
+    return [body]
+
+
+def _dtype(buffer: Any) -> str:
+    return str(buffer.ty.dtype)
+
+
+def _nbytes(buffer: Any) -> int:
+    dtype = tvm.DataType(_dtype(buffer))
+    elements = prod(int(extent) for extent in buffer.shape)
+    return elements * int(dtype.lanes) * -(-int(dtype.bits) // 8)

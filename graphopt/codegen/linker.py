@@ -1,0 +1,108 @@
+"""Links a program's machine code into a shared library, with the C++ compiler's driver."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import CompileError
+from graphopt.runtime.host import host_arch
+
+_NATIVE = ("c++", "g++", "clang++")
+
+# The program calls only libc and libm (and TVM's runtime, which the process has already opened), so
+# no C++ runtime is linked. Nothing that differs between two links may enter the file: no build id,
+# no symbols that carry temporary names.
+_FLAGS = ("-shared", "-fPIC", "-nostdlib", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+_LIBRARIES = ("-lm", "-lc")
+
+
+@dataclass(frozen=True)
+class Linker:
+    """A command that links shared libraries for `arch`; its words, without arguments."""
+
+    arch: str
+    command: tuple[str, ...]
+
+    def link(self, objects: tuple[Path, ...], output: Path) -> None:
+        """Link object files into the shared library `output`; equal objects give equal bytes.
+
+        Raises:
+            CompileError: the linker failed; its last words are in the reason.
+        """
+        command = [*self.command, *_FLAGS, *map(str, objects), "-o", str(output), *_LIBRARIES]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise CompileError(
+                "link", f"cannot start {self.command[0]}: {error.strerror}."
+            ) from error
+        if done.returncode != 0:
+            said = " / ".join(done.stderr.strip().splitlines()[-3:]) or "nothing"
+            raise CompileError(
+                "link",
+                f"{self.command[0]} failed with status {done.returncode} and said: {said}.",
+                hint="saving needs a working C++ compiler with its C library's headers and files.",
+            )
+
+
+def find_linker(arch: str, environment: Mapping[str, str] | None = None) -> Linker:
+    """The linker for programs of `arch`: the environment's CXX, else the first one on PATH.
+
+    CXX counts only for this machine's architecture; other architectures need the usual cross
+    compiler, such as aarch64-linux-gnu-g++.
+
+    Args:
+        environment: where CXX and PATH are looked up; the process's by default.
+    Raises:
+        CompileError: there is none; called before any work that would be lost.
+    """
+    env = os.environ if environment is None else environment
+    path = env.get("PATH", "")
+    native = arch == host_arch()
+    if native and env.get("CXX", "").strip():
+        words = shlex.split(env["CXX"])
+        program = shutil.which(words[0], path=path)
+        if program is None:
+            raise CompileError(
+                "link",
+                f"CXX names '{words[0]}', which is not an executable program.",
+                hint="correct the environment variable CXX or remove it.",
+            )
+        return Linker(arch, (program, *words[1:]))
+    names = _NATIVE if native else (f"{arch}-linux-gnu-g++", f"{arch}-linux-gnu-gcc")
+    for name in names:
+        program = shutil.which(name, path=path)
+        if program is not None:
+            return Linker(arch, (program,))
+    raise CompileError(
+        "link",
+        f"saving a program for {arch} needs a linker, and none of {', '.join(names)} is on PATH.",
+        hint=(
+            "install g++ or clang++, or name one in the environment variable CXX; compiling and "
+            "running in memory need none."
+            if native
+            else f"install the cross compiler (Debian: g++-{arch.replace('_', '-')}-linux-gnu)."
+        ),
+    )
+
+
+def shared_library(module: Any, linker: Linker) -> bytes:
+    """The shared library of a tvm runtime Module of kind llvm, as bytes.
+
+    Raises:
+        CompileError: the linker failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        # The same names each time: a linker may write them into the file.
+        code, library = Path(folder, "program.o"), Path(folder, "program.so")
+        module.write_to_file(str(code), "o")
+        linker.link((code,), library)
+        return library.read_bytes()

@@ -1,0 +1,219 @@
+"""CompileConfig: every option of compile(), checked before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from graphopt.errors import OptionError
+from graphopt.runtime.host import physical_cores
+from graphopt.target import TargetSpec
+
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = tuple[tuple[str, Shape], ...]
+"""One specialisation: input names with their shapes, sorted by name."""
+ShapesOption: TypeAlias = (
+    "Mapping[str, Sequence[int]] | Iterable[Mapping[str, Sequence[int]]] | None"
+)
+
+NUMERICS = ("default", "strict")
+MAX_THREADS = 1024
+MAX_DIM = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """How to compile: the same for all specialisations of a model.
+
+    Attributes:
+        target: the processor to compile for.
+        threads: workers that share one run.
+        shapes: the specialisations asked for in advance; empty means "as the model says, else per
+            shapes seen".
+        tuning_log: None for the shipped records, () for none.
+        numerics: "default", or "strict": no Winograd, nothing that spreads non-finite values.
+        dump_ir: directory for the IR after each pass that changed it.
+        max_weight_growth: packed weights may take this many times the model's weights.
+        cache: whether compiled programs are kept on disk and looked up there.
+    """
+
+    target: TargetSpec = field(default_factory=lambda: TargetSpec.parse("cpu"))
+    threads: int = field(default_factory=physical_cores)
+    shapes: tuple[Shapes, ...] = ()
+    tuning_log: tuple[()] | None = None
+    numerics: str = "default"
+    dump_ir: Path | None = None
+    max_weight_growth: float = 2.0
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.threads) or not 1 <= self.threads <= MAX_THREADS:
+            raise OptionError(
+                "options",
+                f"threads must be a whole number from 1 to {MAX_THREADS}, not {self.threads!r}.",
+            )
+        if self.numerics not in NUMERICS:
+            raise OptionError(
+                "options",
+                f"unknown numerics {self.numerics!r}.",
+                hint=suggestion(str(self.numerics), NUMERICS),
+            )
+        growth = self.max_weight_growth
+        if isinstance(growth, bool) or not isinstance(growth, (int, float)):
+            raise OptionError("options", f"max_weight_growth must be a number, not {growth!r}.")
+        if not 1.0 <= growth < math.inf:
+            raise OptionError(
+                "options", f"max_weight_growth must be at least 1 and finite, not {growth!r}."
+            )
+
+    @staticmethod
+    def of(**options: Any) -> CompileConfig:
+        """The configuration for compile()'s options as users write them; absent ones get defaults.
+
+        Raises:
+            OptionError: an option is unknown, out of range, contradictory, or not available yet.
+        """
+        check_names(options, [f.name for f in fields(CompileConfig)] + list(_NOT_YET))
+        for name, why in _NOT_YET.items():
+            if options.pop(name, None) is not None:
+                raise OptionError("options", f"{name} is not available in this version.", hint=why)
+        values = {name: value for name, value in options.items() if value is not None}
+        if "target" in values:
+            values["target"] = _target(values["target"])
+        if "shapes" in values:
+            values["shapes"] = parse_shapes(values["shapes"])
+        if "tuning_log" in values:
+            values["tuning_log"] = _tuning_log(values["tuning_log"])
+        if "dump_ir" in values:
+            values["dump_ir"] = _directory(values["dump_ir"])
+        if _is_int(values.get("threads")):
+            values["threads"] = int(values["threads"])
+        if not isinstance(values.get("cache", False), bool):
+            raise OptionError("options", f"cache must be True or False, not {values['cache']!r}.")
+        if values.get("cache") and "dump_ir" in values:
+            raise OptionError(
+                "options",
+                "dump_ir and cache contradict each other: a cached program runs no passes.",
+                hint="leave one of them out.",
+            )
+        return CompileConfig(**values)
+
+
+_NOT_YET = {
+    "quantization": "quantize the model first: QDQ models compile as they are.",
+    "calibration": "it belongs to quantization.",
+}
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise OptionError for the first name in `given` that is not `known`, with close matches."""
+    for name in given:
+        if name not in known:
+            raise OptionError("options", f"unknown option '{name}'.", hint=suggestion(name, known))
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """A hint: the known names close to `word`, else all of them."""
+    close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(name) for name in close)}?"
+    return f"choose from {', '.join(repr(name) for name in known)}."
+
+
+def parse_shapes(option: Any) -> tuple[Shapes, ...]:
+    """The specialisations that a `shapes` option asks for: one mapping or several.
+
+    Raises:
+        OptionError: something is not a name, not a shape, or given twice.
+    """
+    if isinstance(option, Mapping):
+        return (_specialisation(option),)
+    if isinstance(option, (str, bytes)) or not isinstance(option, Iterable):
+        raise OptionError(
+            "options",
+            f"shapes must map input names to shapes, not {type(option).__name__}.",
+            hint="for example shapes={'x': (1, 3, 224, 224)}, or a list of such dicts.",
+        )
+    found: list[Shapes] = []
+    for entry in option:
+        if not isinstance(entry, Mapping):
+            raise OptionError(
+                "options",
+                f"each entry of the list of shapes must be a dict, not {entry!r}.",
+                hint="for example shapes=[{'x': (1, 3)}, {'x': (8, 3)}].",
+            )
+        shapes = _specialisation(entry)
+        if shapes in found:
+            raise OptionError("options", f"shapes are given twice: {dict(shapes)}.")
+        found.append(shapes)
+    if not found:
+        raise OptionError("options", "the list of shapes is empty.", hint="leave shapes out.")
+    return tuple(found)
+
+
+def _specialisation(entry: Mapping[Any, Any]) -> Shapes:
+    shapes = []
+    for name, dims in entry.items():
+        if not isinstance(name, str):
+            raise OptionError("options", f"shapes: an input's name must be a string, not {name!r}.")
+        if isinstance(dims, (str, bytes, Mapping)) or not isinstance(dims, Iterable):
+            raise OptionError(
+                "options",
+                f"shapes: the shape of '{name}' must be a sequence of whole numbers, not {dims!r}.",
+            )
+        dims = tuple(dims)
+        for dim in dims:
+            if not _is_int(dim) or not 0 <= dim <= MAX_DIM:
+                raise OptionError(
+                    "options",
+                    f"shapes: {dim!r} in the shape of '{name}' is not a whole number from 0 to "
+                    f"{MAX_DIM}.",
+                    hint="leave out the inputs whose shapes should stay unbound.",
+                )
+        shapes.append((name, tuple(int(dim) for dim in dims)))
+    return tuple(sorted(shapes))
+
+
+def _is_int(value: Any) -> bool:
+    # NumPy's integers count; True and False do not.
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _target(option: Any) -> TargetSpec:
+    if isinstance(option, TargetSpec):
+        return option
+    if not isinstance(option, str):
+        raise OptionError(
+            "options",
+            f"target must be a name or a TargetSpec, not {type(option).__name__}.",
+            hint="for example target='cpu'.",
+        )
+    return TargetSpec.parse(option)
+
+
+def _tuning_log(option: Any) -> tuple[()]:
+    if isinstance(option, (tuple, list)) and not option:
+        return ()
+    raise OptionError(
+        "options",
+        f"tuning_log={option!r}: records of a tuner are not available in this version.",
+        hint="leave it out, or give () to ask for no records.",
+    )
+
+
+def _directory(option: Any) -> Path:
+    if not isinstance(option, (str, os.PathLike)):
+        raise OptionError("options", f"dump_ir must be a directory's path, not {option!r}.")
+    path = Path(option)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            "options", f"dump_ir: cannot create '{path}': {error.strerror}."
+        ) from error
+    return path

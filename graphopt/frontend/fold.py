@@ -1,0 +1,223 @@
+"""One walk over the graph that infers shapes, folds constants and takes constant If branches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
+
+from graphopt.errors import ModelError
+from graphopt.frontend.evaluate import evaluate, foldable, worth_folding
+from graphopt.frontend.model import Array, OnnxModel, subgraphs
+from graphopt.frontend.rename import produced, rename_nodes
+from graphopt.frontend.shapes import dimensions, infer_node, static_shape, tensor_type
+
+# Shape inference reads the values of small constants (axes, target shapes, scales) only.
+_MAX_SHAPE_ELEMENTS = 1024
+
+
+class Folder:
+    """State of one walk. A node sees only what precedes it, so a single pass suffices:
+    a branch that is taken or a shape that becomes known is in place before its users come.
+
+    Attributes after run(): `nodes` that remain, `constants` and `types` by value name.
+    """
+
+    def __init__(self, model: OnnxModel, constants: Mapping[str, Array]) -> None:
+        self.model = model
+        graph = model.proto.graph
+        self.opsets = {
+            "" if opset.domain == "ai.onnx" else opset.domain: opset.version
+            for opset in model.proto.opset_import
+        }
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
+        for name, array in constants.items():
+            self.constants[name] = numpy_helper.from_array(array, name)
+        self.types: dict[str, TypeProto] = {value.name: value.type for value in graph.input}
+        self.types.update({name: tensor_type(t) for name, t in self.constants.items()})
+        self._small: dict[str, TensorProto] = {}
+        for name in self.constants:
+            self._note_small(name)
+        self._declared = {value.name: value.type for value in graph.output}
+        self._defined: set[str] = set(self.types)
+
+    def run(self) -> None:
+        """Process every node of the graph in order."""
+        queue = deque(self.model.proto.graph.node)
+        while queue:
+            node = queue.popleft()
+            taken = self._taken_branch(node)
+            if taken is not None:
+                queue.extendleft(reversed(self._splice(node, taken)))
+                continue
+            self._defined.update(name for name in node.output if name)
+            if not self._fold(node):
+                self.nodes.append(node)
+
+    def _note_small(self, name: str) -> None:
+        tensor = self.constants[name]
+        if prod(tensor.dims) <= _MAX_SHAPE_ELEMENTS and tensor.data_type != TensorProto.STRING:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor = numpy_helper.from_array(self.model.array(tensor), name)
+            self._small[name] = tensor
+
+    def _set_constant(self, name: str, tensor: TensorProto) -> None:
+        self.constants[name] = tensor
+        self.types[name] = tensor_type(tensor)
+        self._note_small(name)
+
+    def _fold(self, node: NodeProto) -> bool:
+        """Replace `node` by constants if possible; else infer the types of its outputs."""
+        values = self._known_values(node)
+        if values is None:
+            inferred = infer_node(node, self.types, self._small, self.opsets)
+            for name, kind in inferred.items():
+                self.types[name] = _refined(kind, self._declared.get(name))
+            if not self._all_constant(node) or not foldable(node):
+                return False
+            shapes = [static_shape(self.types.get(name)) for name in node.output if name]
+            size = sum(prod(self.constants[name].dims) for name in node.input if name)
+            if not worth_folding(shapes, size):
+                return False
+            inputs = {n: self.model.array(self.constants[n]) for n in node.input if n}
+            values = evaluate(node, inputs, self.opsets)
+            if values is None:
+                return False
+        for name, array in values.items():
+            self._set_constant(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
+        return True
+
+    def _all_constant(self, node: NodeProto) -> bool:
+        return all(name in self.constants for name in node.input if name)
+
+    def _known_values(self, node: NodeProto) -> dict[str, Array] | None:
+        """Outputs that follow without evaluating the inputs: constants, shapes, sizes."""
+        if node.domain not in ("", "ai.onnx") or not node.output:
+            return None
+        output = node.output[0]
+        if node.op_type == "Constant":
+            return {output: _constant_value(node, self.model)}
+        if node.op_type in ("Shape", "Size") and node.input:
+            shape = static_shape(self.types.get(node.input[0]))
+            if shape is None:
+                return None
+            if node.op_type == "Size":
+                return {output: np.array(prod(shape), np.int64)}
+            bounds = {a.name: a.i for a in node.attribute}
+            part = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
+            return {output: np.array(part, np.int64)}
+        return None
+
+    def _taken_branch(self, node: NodeProto) -> GraphProto | None:
+        if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
+            return None
+        condition = self.constants.get(node.input[0])
+        if condition is None:
+            return None
+        taken = "then_branch" if bool(self.model.array(condition).reshape(-1)[0]) else "else_branch"
+        for attribute in node.attribute:
+            if attribute.name == taken:
+                return attribute.g
+        raise ModelError("prepare", f"If has no {taken}.", node=node.name)
+
+    def _splice(self, node: NodeProto, branch: GraphProto) -> list[NodeProto]:
+        """Nodes of a taken branch, its local names made unique, then Identities to If's outputs."""
+        body = GraphProto()
+        body.CopyFrom(branch)
+        local = produced(body.node) | {tensor.name for tensor in body.initializer}
+        names = {name: f"{node.name}/{name}" for name in sorted(local & self._defined)}
+        rename_nodes(body.node, names)
+        for tensor in body.initializer:
+            tensor.name = names.get(tensor.name, tensor.name)
+            self._defined.add(tensor.name)
+            self._set_constant(tensor.name, tensor)
+        nodes = list(body.node)
+        for source, target in zip(body.output, node.output, strict=False):
+            if target:
+                value = names.get(source.name, source.name)
+                name = f"{node.name}/{target}"
+                nodes.append(
+                    NodeProto(op_type="Identity", input=[value], output=[target], name=name)
+                )
+        return nodes
+
+
+def _refined(kind: TypeProto, declared: TypeProto | None) -> TypeProto:
+    """`kind`, with the element type of a graph output that inference could not find."""
+    if (
+        declared is not None
+        and kind.WhichOneof("value") == "tensor_type"
+        and not kind.tensor_type.elem_type
+    ):
+        refined = TypeProto()
+        refined.CopyFrom(kind)
+        refined.tensor_type.elem_type = declared.tensor_type.elem_type
+        return refined
+    return kind
+
+
+def _constant_value(node: NodeProto, model: OnnxModel) -> Array:
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return model.array(attribute.t)
+        if attribute.name == "value_float":
+            return np.array(attribute.f, np.float32)
+        if attribute.name == "value_floats":
+            return np.array(list(attribute.floats), np.float32)
+        if attribute.name == "value_int":
+            return np.array(attribute.i, np.int64)
+        if attribute.name == "value_ints":
+            return np.array(list(attribute.ints), np.int64)
+        if attribute.name == "sparse_value":
+            return sparse_array(attribute.sparse_tensor, model)
+    names = ", ".join(a.name for a in node.attribute) or "no value"
+    raise ModelError("prepare", f"Constant with {names} is not supported.", node=node.name)
+
+
+def sparse_array(sparse: object, model: OnnxModel) -> Array:
+    """A sparse tensor (COO, linear or coordinate indices) as a dense array."""
+    values = model.array(sparse.values)  # type: ignore[attr-defined]
+    indices = model.array(sparse.indices)  # type: ignore[attr-defined]
+    dense = np.zeros(tuple(sparse.dims), values.dtype)  # type: ignore[attr-defined]
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense
+
+
+def live_nodes(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
+    """The nodes that an output depends on, in order."""
+    needed = set(outputs)
+    live = []
+    for node in reversed(nodes):
+        if not any(name in needed for name in node.output if name):
+            continue
+        live.append(node)
+        needed.update(name for name in node.input if name)
+        for graph in subgraphs(node):
+            needed.update(captured(graph))
+    return live[::-1]
+
+
+def captured(graph: GraphProto) -> set[str]:
+    names = {value.name for value in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for inner in subgraphs(node):
+            names |= captured(inner)
+    return names
+
+
+def unknown_dimensions(types: Mapping[str, TypeProto]) -> dict[str, tuple[int | None, ...]]:
+    """Values of known rank with a dimension that is still unknown."""
+    result = {}
+    for name, kind in types.items():
+        shape = dimensions(kind)
+        if shape is not None and None in shape:
+            result[name] = shape
+    return result

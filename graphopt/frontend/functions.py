@@ -1,0 +1,138 @@
+"""Inlines model-local functions, so that later stages see operators only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, defs
+
+from graphopt.errors import ModelError
+from graphopt.frontend.model import subgraphs
+from graphopt.frontend.rename import rename_nodes
+
+_MAX_DEPTH = 64
+
+Functions = Mapping[tuple[str, str, str], FunctionProto]
+
+
+def inline_functions(proto: ModelProto) -> None:
+    """Replace every call of a model-local function by its body, in place.
+
+    Nodes of a body get the id `CALL/NODE`. Raises ModelError for recursive functions and for a
+    body whose operator set means something else than the model's.
+    """
+    if not proto.functions:
+        return
+    functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
+    _merge_opsets(proto)
+    _inline_graph(proto.graph, functions, 0)
+    del proto.functions[:]
+
+
+def _merge_opsets(proto: ModelProto) -> None:
+    versions = {opset.domain: opset.version for opset in proto.opset_import}
+    for function in proto.functions:
+        for opset in function.opset_import:
+            version = versions.setdefault(opset.domain, opset.version)
+            if version == opset.version:
+                continue
+            for node in function.node:
+                if node.domain == opset.domain and not _same_meaning(
+                    node, version, opset.version
+                ):
+                    raise ModelError(
+                        "prepare",
+                        f"Function {function.name} uses {node.op_type} of operator set "
+                        f"{opset.version}, the model imports {version}, where it differs.",
+                        hint="Export the model with one operator set version.",
+                    )
+    del proto.opset_import[:]
+    for domain, version in versions.items():
+        proto.opset_import.add(domain=domain, version=version)
+
+
+def _same_meaning(node: NodeProto, a: int, b: int) -> bool:
+    try:
+        first = defs.get_schema(node.op_type, a, node.domain)
+        second = defs.get_schema(node.op_type, b, node.domain)
+    except defs.SchemaError:
+        return True  # unknown operators are reported by the importer
+    return bool(first.since_version == second.since_version)
+
+
+def _inline_graph(graph: Any, functions: Functions, depth: int) -> None:
+    nodes = list(_inlined(graph.node, functions, depth))
+    copies = []
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _inlined(nodes: Any, functions: Functions, depth: int) -> Iterator[NodeProto]:
+    for node in nodes:
+        for graph in subgraphs(node):
+            _inline_graph(graph, functions, depth)
+        function = functions.get((node.domain, node.op_type, node.overload))
+        if function is None:
+            yield node
+            continue
+        if depth > _MAX_DEPTH:
+            raise ModelError("prepare", f"Function {function.name} calls itself.", node=node.name)
+        yield from _inlined(_body(node, function), functions, depth + 1)
+
+
+def _body(call: NodeProto, function: FunctionProto) -> list[NodeProto]:
+    names = {
+        formal: call.input[i] if i < len(call.input) else ""
+        for i, formal in enumerate(function.input)
+    }
+    for i, formal in enumerate(function.output):
+        if formal not in names and i < len(call.output) and call.output[i]:
+            names[formal] = call.output[i]
+    body = []
+    for template in function.node:
+        node = NodeProto()
+        node.CopyFrom(template)
+        for name in node.output:
+            if name:
+                names.setdefault(name, f"{call.name}/{name}")
+        body.append(node)
+    # Formal outputs that are formal inputs, passed straight through, need a node of their own.
+    passed = [
+        NodeProto(op_type="Identity", input=[names[name]], output=[call.output[i]])
+        for i, name in enumerate(function.output)
+        if name in function.input and i < len(call.output) and call.output[i]
+    ]
+    attributes = {a.name: a for a in function.attribute_proto}
+    attributes.update({a.name: a for a in call.attribute})
+    _bind_attributes(body, attributes)
+    rename_nodes(body, names)
+    for node in (*body, *passed):
+        node.name = f"{call.name}/{node.name or node.op_type}"
+    return [*body, *passed]
+
+
+def _bind_attributes(nodes: Any, values: Mapping[str, AttributeProto]) -> None:
+    for node in nodes:
+        kept = []
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                value = values.get(attribute.ref_attr_name)
+                if value is None:
+                    continue  # the operator's own default applies
+                bound = AttributeProto()
+                bound.CopyFrom(value)
+                bound.name = attribute.name
+                kept.append(bound)
+            else:
+                copy = AttributeProto()
+                copy.CopyFrom(attribute)
+                kept.append(copy)
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        for graph in subgraphs(node):
+            _bind_attributes(graph.node, values)

@@ -1,0 +1,236 @@
+"""Turns a prepared ONNX model into a Relax graph, node by node."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, helper
+from tvm import relax
+
+from graphopt.errors import ModelError
+from graphopt.frontend.converters import CONVERTERS
+from graphopt.frontend.emit import (
+    SUPPORTED_DTYPES,
+    Expr,
+    GraphEmitter,
+    NodeContext,
+    Unsupported,
+    constant,
+)
+from graphopt.frontend.model import Array, OnnxModel
+from graphopt.frontend.shapes import graph_inputs, static_shape, unbound_inputs
+from graphopt.ir import Graph
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnsupportedNode:
+    """Why one node cannot be imported."""
+
+    node: str
+    op_type: str
+    domain: str
+    opset: int
+    reason: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        operator = f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+        text = f"{self.node}: {operator} (operator set {self.opset}) — {self.reason}"
+        return f"{text} [{self.hint}]" if self.hint else text
+
+
+class Constants(Mapping[str, Any]):
+    """Values by name during the import: emitted expressions, and constants read when needed."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.model = model
+        self.tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+        self.values: dict[str, Expr | Array] = {}
+
+    def __getitem__(self, name: str) -> Expr | Array:
+        if name not in self.values:
+            self.values[name] = self.model.array(self.tensors[name])
+        return self.values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values or name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.tensors, **self.values})
+
+    def __len__(self) -> int:
+        return len({**self.tensors, **self.values})
+
+
+def import_model(model: OnnxModel) -> Graph:
+    """Import a model that prepare() returned and whose inputs are all bound.
+
+    Raises:
+        ModelError: an input is unbound, or nodes are not supported (all of them are listed).
+    """
+    unbound = unbound_inputs(model)
+    if unbound:
+        shown = ", ".join(f"'{name}'" for name in unbound)
+        raise ModelError(
+            "import",
+            f"The shapes of these inputs are not known: {shown}.",
+            hint="Give them with shapes={...}.",
+        )
+    unsupported, graph = _run(model)
+    if unsupported or graph is None:
+        listed = "\n".join(f"  - {item}" for item in unsupported)
+        raise ModelError(
+            "import",
+            f"{len(unsupported)} node(s) cannot be compiled:\n{listed}",
+            node=unsupported[0].node if len(unsupported) == 1 else None,
+        )
+    return graph
+
+
+def unsupported_nodes(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
+    """The nodes of a prepared model that import_model would refuse, without raising."""
+    return _run(model)[0]
+
+
+def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
+    proto = model.proto
+    opsets = {
+        "" if opset.domain == "ai.onnx" else opset.domain: opset.version
+        for opset in proto.opset_import
+    }
+    emitter = GraphEmitter()
+    values = Constants(model)
+    refused: list[UnsupportedNode] = []
+    types = {v.name: v.type for v in (*proto.graph.value_info, *proto.graph.output)}
+    parameters = []
+    for value in graph_inputs(proto.graph):
+        emitter.reserve(value.name)
+        parameter = _parameter(value.name, value.type, refused)
+        if parameter is not None:
+            parameters.append(parameter)
+            values.values[value.name] = parameter
+    builder = emitter.builder
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            for node in proto.graph.node:
+                if all(name in values for name in node.input if name):
+                    reason = _convert(node, values, emitter, model, opsets)
+                    if reason is not None:
+                        refused.append(_refusal(node, opsets, reason))
+                elif (node.domain, node.op_type) not in CONVERTERS:
+                    # Behind a refused node: only what is wrong with this one itself.
+                    refused.append(_refusal(node, opsets, _unknown(node)))
+                if refused:
+                    _stand_in(node, values, types)
+            results = []
+            for output in proto.graph.output:
+                if output.name in values:
+                    value = values[output.name]
+                    results.append(constant(value) if isinstance(value, np.ndarray) else value)
+                elif not refused:
+                    raise ModelError("import", f"Nothing computes the output '{output.name}'.")
+            bound = builder.emit_output(relax.Tuple(results), emitter.unique("outputs"))
+        builder.emit_func_output(bound)
+    if refused:
+        return tuple(refused), None
+    names = tuple(output.name for output in proto.graph.output)
+    return (), Graph(builder.get(), dict(emitter.sites), names)
+
+
+def _parameter(name: str, kind: Any, refused: list[UnsupportedNode]) -> Expr | None:
+    shape = static_shape(kind)
+    reason = None
+    dtype = ""
+    if shape is None:
+        reason = "only tensors of known shape can be inputs"
+    else:
+        try:
+            dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).name
+        except KeyError:
+            dtype = str(kind.tensor_type.elem_type)
+        if dtype not in SUPPORTED_DTYPES:
+            reason = f"element type {dtype} is not supported"
+    if reason is not None:
+        refused.append(UnsupportedNode(name, "Input", "", 0, reason))
+        return None
+    return relax.Var(name, relax.TensorType(shape, dtype))
+
+
+def _convert(
+    node: NodeProto,
+    values: Constants,
+    emitter: GraphEmitter,
+    model: OnnxModel,
+    opsets: Mapping[str, int],
+) -> Unsupported | None:
+    """Convert one node; returns why not, if not."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if (domain, node.op_type) in (("", "Identity"), ("", "Constant")):
+        if node.op_type == "Identity":
+            values.values[node.output[0]] = values[node.input[0]]
+            return None
+        return Unsupported("the model was not prepared")
+    converter = CONVERTERS.get((domain, node.op_type))
+    if converter is None:
+        return _unknown(node)
+    context = NodeContext(node, values, emitter, model, opsets)
+    try:
+        produced = converter(context)
+        unread = context.unread()
+        if unread:
+            raise Unsupported(f"attribute {', '.join(unread)} is not supported")
+        results = produced if isinstance(produced, tuple) else (produced,)
+        for i, name in enumerate(node.output):
+            if name:
+                if i >= len(results) or results[i] is None:
+                    raise Unsupported(f"output {i} ('{name}') is not supported")
+                values.values[name] = results[i]
+    except Unsupported as refusal:
+        return refusal
+    except ModelError as error:
+        return Unsupported(error.reason, error.hint)
+    except Exception as error:
+        # TVM refuses a call by exceptions of many types; a model must not crash the importer.
+        logger.debug("conversion of %s failed", node.name, exc_info=True)
+        detail = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        return Unsupported(f"the conversion failed: {detail[0]}")
+    return None
+
+
+def _unknown(node: NodeProto) -> Unsupported:
+    if node.domain not in ("", "ai.onnx"):
+        return Unsupported(
+            f"there is no converter for operators of domain '{node.domain}'",
+            "Export the model without vendor-specific operators.",
+        )
+    if node.op_type in ("If", "Loop", "Scan"):
+        return Unsupported(
+            "control flow that depends on run-time values is not supported",
+            "Bind the integer or boolean inputs it depends on to constants.",
+        )
+    return Unsupported("there is no converter for this operator")
+
+
+def _refusal(node: NodeProto, opsets: Mapping[str, int], reason: Unsupported) -> UnsupportedNode:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return UnsupportedNode(
+        node.name, node.op_type, domain, opsets.get(domain, 0), reason.reason, reason.hint
+    )
+
+
+def _stand_in(node: NodeProto, values: Constants, types: Mapping[str, Any]) -> None:
+    """Let the import go on behind a refused node, to find all that is wrong in one go."""
+    for name in node.output:
+        kind = types.get(name)
+        shape = static_shape(kind)
+        if not name or name in values or shape is None or kind is None:
+            continue
+        dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).name
+        if dtype in SUPPORTED_DTYPES:
+            values.values[name] = relax.Var(name, relax.TensorType(shape, dtype))

@@ -1,0 +1,93 @@
+"""Reads a model from a path, bytes or a proto, and refuses what is not a complete ONNX model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from graphopt.errors import ModelError
+from graphopt.frontend.model import OnnxModel, all_tensors, check_external, tensor_label
+
+# First byte of every ONNX file: protobuf's tag of field 1 (ir_version), a varint.
+_ONNX_FIRST_BYTE = 0x08
+
+
+def load_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> OnnxModel:
+    """Load an ONNX model.
+
+    Args:
+        source: a path, the bytes of an .onnx file, or a ModelProto (not copied).
+
+    Raises:
+        ModelError: no such file, not ONNX, truncated, or external data missing or outside the
+            model's folder.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model = OnnxModel(source)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        model = OnnxModel(_parse(bytes(source), "the given bytes"))
+    else:
+        path = Path(source)
+        model = OnnxModel(_parse(_read(path), f"'{path}'"), path.resolve().parent)
+    _check_complete(model)
+    return model
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(
+            "load", f"There is no file '{path}'.", hint="Check the path of the model."
+        ) from None
+    except IsADirectoryError:
+        raise ModelError(
+            "load", f"'{path}' is a directory.", hint="Give the path of the .onnx file inside it."
+        ) from None
+    except OSError as error:
+        raise ModelError("load", f"'{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def _parse(data: bytes, name: str) -> onnx.ModelProto:
+    if not data:
+        raise ModelError("load", f"{name} is empty.")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        if data[0] == _ONNX_FIRST_BYTE:
+            raise ModelError(
+                "load",
+                f"{name} is a truncated or damaged ONNX model.",
+                hint="Download or export it again; a model over 2 GB must use external data.",
+            ) from error
+        raise _not_onnx(name) from error
+    if not proto.HasField("graph"):
+        if proto.ir_version and data[0] == _ONNX_FIRST_BYTE:
+            raise ModelError("load", f"{name} is a truncated ONNX model: it has no graph.")
+        raise _not_onnx(name)
+    return proto
+
+
+def _not_onnx(name: str) -> ModelError:
+    return ModelError(
+        "load", f"{name} is not an ONNX model.", hint="Export the model to ONNX (.onnx) first."
+    )
+
+
+def _check_complete(model: OnnxModel) -> None:
+    proto = model.proto
+    if not proto.opset_import:
+        raise ModelError("load", "The model imports no operator set (opset_import is empty).")
+    if not proto.graph.output:
+        raise ModelError("load", "The model has no outputs.")
+    for tensor in all_tensors(proto):
+        if any(dim < 0 for dim in tensor.dims):
+            raise ModelError(
+                "load", f"{tensor_label(tensor)} has a negative dimension: {list(tensor.dims)}."
+            )
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            check_external(tensor, model.base_dir)

@@ -1,0 +1,210 @@
+"""Prepares a model for import: checked, static where shapes are given, folded, without functions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper, numpy_helper, version_converter
+
+from graphopt.errors import ModelError, OptionError
+from graphopt.frontend.fold import Folder, captured, live_nodes, sparse_array
+from graphopt.frontend.functions import inline_functions
+from graphopt.frontend.identity import assign_ids
+from graphopt.frontend.model import Array, OnnxModel, subgraphs, tensor_nbytes
+from graphopt.frontend.shapes import bind_shapes, graph_inputs, unbound_inputs
+
+__all__ = ["prepare", "unbound_inputs"]
+
+logger = logging.getLogger(__name__)
+
+# Below this version binary operators broadcast by attributes; the converters know none of that.
+_OLDEST_OPSET = 7
+_UPGRADE_TO = 13
+
+# The checker serialises what it checks; larger weights are checked by their size only.
+_MAX_CHECKED_BYTES = 4096
+
+
+def prepare(
+    model: OnnxModel,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    constants: Mapping[str, Array] | None = None,
+) -> OnnxModel:
+    """Bring a model into the form that the importer, and the compression, work on.
+
+    Every node's name is its id from here on (see identity.py). Local functions are inlined,
+    Constant nodes are initializers, constant expressions and branches are folded, dead nodes
+    removed, and the type of every value that could be inferred is in `value_info`. Random and
+    quantization nodes are kept. `model` is not changed.
+
+    Args:
+        shapes: input name → shape; inputs left out keep the model's shape.
+        constants: input name → value, for integer inputs that act as shapes, counts or modes;
+            they are no inputs of the result.
+
+    Raises:
+        ModelError: the model is invalid, or the shapes do not fit it.
+        OptionError: `shapes` or `constants` do not fit the model's inputs.
+    """
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    _check(proto)
+    assign_ids(proto)
+    proto = _upgraded(proto)
+    inline_functions(proto)
+    _densify(OnnxModel(proto, model.base_dir))
+    values = _bind_constants(proto, constants or {})
+    bind_shapes(proto, shapes or {})
+    folder = Folder(OnnxModel(proto, model.base_dir), values)
+    folder.run()
+    return OnnxModel(_rebuilt(proto, folder), model.base_dir)
+
+
+def _check(proto: ModelProto) -> None:
+    skeleton = ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        functions=proto.functions,
+    )
+    graph = skeleton.graph
+    graph.name = proto.graph.name or "graph"
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    known = {value.name for value in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        inline = tensor.data_location != onnx.TensorProto.EXTERNAL
+        if inline and tensor_nbytes(tensor) <= _MAX_CHECKED_BYTES and not _lacks_data(tensor):
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            kind = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+            graph.input.append(ValueInfoProto(name=tensor.name, type=kind))
+    try:
+        onnx.checker.check_model(skeleton)
+    except onnx.checker.ValidationError as error:
+        text = str(error)
+        if "No Op registered" in text or "No opset import for domain" in text:
+            return  # the importer lists all unknown operators at once
+        raise ModelError(
+            "prepare",
+            f"The model is not valid ONNX: {' '.join(text.split())}",
+            hint="Export the model again, or check it with onnx.checker.",
+        ) from error
+
+
+def _lacks_data(tensor: onnx.TensorProto) -> bool:
+    # A graph whose weights were stripped can still be inspected; import needs the values.
+    return not any(
+        (
+            tensor.HasField("raw_data"),
+            tensor.float_data,
+            tensor.int32_data,
+            tensor.int64_data,
+            tensor.double_data,
+            tensor.uint64_data,
+            tensor.string_data,
+        )
+    )
+
+
+def _upgraded(proto: ModelProto) -> ModelProto:
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    if version is None or version >= _OLDEST_OPSET:
+        return proto
+    try:
+        converted = version_converter.convert_version(proto, _UPGRADE_TO)
+    except Exception as error:  # it raises several unrelated types, RuntimeError among them
+        logger.warning("operator set %d could not be upgraded: %s", version, error)
+        return proto
+    assign_ids(converted)  # nodes that the conversion added have no name yet
+    return converted
+
+
+def _densify(model: OnnxModel) -> None:
+    graph = model.proto.graph
+    for sparse in graph.sparse_initializer:
+        graph.initializer.append(
+            numpy_helper.from_array(sparse_array(sparse, model), sparse.values.name)
+        )
+    del graph.sparse_initializer[:]
+
+
+def _bind_constants(proto: ModelProto, constants: Mapping[str, Array]) -> dict[str, Array]:
+    """Remove the bound inputs from the graph; return their checked values.
+
+    Inputs that have an initializer (old models list all weights as inputs) are removed as well:
+    they are compiled in.
+    """
+    inputs = {value.name: value for value in graph_inputs(proto.graph)}
+    values = {}
+    for name, given in constants.items():
+        if name not in inputs:
+            raise OptionError(
+                "prepare",
+                f"constants names '{name}', which is no input of the model.",
+                hint=f"The inputs are: {', '.join(inputs) or '(none)'}.",
+            )
+        kind = inputs[name].type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        array = np.asarray(given)
+        if array.dtype != dtype:
+            if array.dtype.kind not in "iub" or dtype.kind not in "iub":
+                raise OptionError(
+                    "prepare", f"Input '{name}' is {dtype}, its constant is {array.dtype}."
+                )
+            if (array.astype(dtype) != array).any():
+                raise OptionError(
+                    "prepare", f"The constant for input '{name}' does not fit its type {dtype}."
+                )
+            array = array.astype(dtype)
+        if kind.HasField("shape") and len(kind.shape.dim) != array.ndim:
+            if array.size != 1 or len(kind.shape.dim) > 1:
+                raise OptionError(
+                    "prepare",
+                    f"Input '{name}' has {len(kind.shape.dim)} dimensions, "
+                    f"its constant has {array.ndim}.",
+                )
+            array = array.reshape((1,) * len(kind.shape.dim))
+        values[name] = array
+    kept = [v for name, v in inputs.items() if name not in values]
+    copies = [ValueInfoProto.FromString(v.SerializeToString()) for v in kept]
+    del proto.graph.input[:]
+    proto.graph.input.extend(copies)
+    return values
+
+
+def _rebuilt(proto: ModelProto, folder: Folder) -> ModelProto:
+    graph = proto.graph
+    outputs = [value.name for value in graph.output]
+    nodes = live_nodes(folder.nodes, outputs)
+    used = set(outputs)
+    for node in nodes:
+        used.update(node.input)
+        for inner in subgraphs(node):
+            used |= captured(inner)
+    result = GraphProto(name=graph.name, doc_string=graph.doc_string)
+    result.node.extend(nodes)
+    result.input.extend(graph.input)
+    result.initializer.extend(t for name, t in folder.constants.items() if name in used)
+    for value in graph.output:
+        kind = folder.types.get(value.name, value.type)
+        result.output.append(ValueInfoProto(name=value.name, type=kind))
+    known = set(outputs) | set(folder.constants) | {value.name for value in graph.input}
+    for node in nodes:
+        for name in node.output:
+            if name and name not in known and name in folder.types:
+                result.value_info.append(ValueInfoProto(name=name, type=folder.types[name]))
+    rebuilt = ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+        metadata_props=proto.metadata_props,
+    )
+    rebuilt.graph.CopyFrom(result)
+    return rebuilt
+

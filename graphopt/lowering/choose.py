@@ -1,0 +1,175 @@
+"""The assignment problem of a network: candidates as choices, layout changes as edge costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.lowering.assignment import Costs, solve
+from graphopt.lowering.dataflow import Dataflow
+from graphopt.lowering.groups import Alias, Group
+from graphopt.lowering.prices import price
+from schedules.interface import PLAIN, Candidate, Layout, Packing, TargetTraits, TensorSig
+from schedules.layout_change import change_candidate
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a group's input comes from: the value that owns the memory, and whether through a view.
+
+    A view (a reshape, or a leading dimension added for broadcasting) only reads row-major memory.
+    """
+
+    value: int
+    viewed: bool
+
+
+def find_source(dataflow: Dataflow, aliases: Mapping[int, int], value: int, rank: int) -> Source:
+    """The owner of `value`'s memory, read as a tensor of `rank` dimensions."""
+    viewed = len(dataflow.values[value].shape) != rank
+    while value in aliases:
+        value, viewed = aliases[value], True
+    return Source(value, viewed)
+
+
+def alias_table(entries: Sequence[Group | Alias]) -> dict[int, int]:
+    """View result → source."""
+    return {entry.result: entry.source for entry in entries if isinstance(entry, Alias)}
+
+
+def hops(source: Layout, target: Layout, viewed: bool) -> int:
+    """Layout changes on the way from producer to consumer: 0, 1, or 2 through a view."""
+    if not viewed:
+        return int(source != target)
+    return int(source != PLAIN) + int(target != PLAIN)
+
+
+def choose_candidates(
+    dataflow: Dataflow,
+    entries: Sequence[Group | Alias],
+    options: Mapping[int, Sequence[Candidate]],
+    traits: TargetTraits,
+    weight_limit: float,
+) -> dict[int, Candidate]:
+    """The candidate of each group, by the group's index in `entries`.
+
+    Args:
+        options: per group at least one candidate.
+        weight_limit: packed weights may take this many times the bytes of the constants.
+    """
+    problem = _Problem(dataflow, entries, options, traits)
+    penalty, picks = 0.0, problem.solve(0.0)
+    limit = weight_limit * problem.constant_bytes
+    # A price per byte, raised until the weights fit: the Lagrangian of the limit.
+    for _ in range(24):
+        if problem.weight_bytes(picks) <= limit:
+            break
+        penalty = penalty * 2 if penalty else 1e-13
+        picks = problem.solve(penalty)
+    return {entry: options[entry][pick] for entry, pick in zip(problem.groups, picks, strict=True)}
+
+
+class _Problem:
+    """Node and edge costs of one network."""
+
+    def __init__(
+        self,
+        dataflow: Dataflow,
+        entries: Sequence[Group | Alias],
+        options: Mapping[int, Sequence[Candidate]],
+        traits: TargetTraits,
+    ) -> None:
+        self.groups = [i for i, entry in enumerate(entries) if isinstance(entry, Group)]
+        self.options = [options[i] for i in self.groups]
+        self.traits = traits
+        self.constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
+        self.weights = [
+            np.array([_packed_bytes(entries[i], c) for c in options[i]], dtype=np.float64)
+            for i in self.groups
+        ]
+        self.nodes: list[Costs] = [
+            np.array([price(c.cost, traits) for c in found]) for found in self.options
+        ]
+        self.edges: dict[tuple[int, int], Costs] = {}
+        self._changes: dict[TensorSig, float] = {}
+        aliases = alias_table(entries)
+        makers = {
+            value: number
+            for number, index in enumerate(self.groups)
+            for value in _group(entries[index]).outputs
+        }
+        for number, index in enumerate(self.groups):
+            group = _group(entries[index])
+            for position, value in enumerate(group.inputs):
+                if value in dataflow.constants:
+                    continue
+                sig = group.workload.inputs[position]
+                source = find_source(dataflow, aliases, value, len(sig.shape))
+                self._edge(makers.get(source.value), number, position, source.viewed, sig)
+        for _, value in dataflow.outputs:
+            source = find_source(dataflow, aliases, value, len(dataflow.values[value].shape))
+            maker = makers.get(source.value)
+            if maker is not None:
+                change = self._change(dataflow.values[source.value])
+                self.nodes[maker] += [change * (c.output != PLAIN) for c in self.options[maker]]
+
+    def _edge(
+        self, maker: int | None, user: int, position: int, viewed: bool, sig: TensorSig
+    ) -> None:
+        change = self._change(sig)
+        wanted = [c.layouts[position] for c in self.options[user]]
+        if maker is None:
+            self.nodes[user] += [change * (layout != PLAIN) for layout in wanted]
+            return
+        matrix = np.array(
+            [
+                [change * hops(made.output, _layout(layout), viewed) for layout in wanted]
+                for made in self.options[maker]
+            ]
+        )
+        key = (maker, user)
+        self.edges[key] = self.edges[key] + matrix if key in self.edges else matrix
+
+    def _change(self, sig: TensorSig) -> float:
+        if sig not in self._changes:
+            block = Layout(self.traits.lanes)
+            cost = change_candidate(sig, PLAIN, block, self.traits).cost if len(sig.shape) > 1 else None
+            self._changes[sig] = price(cost, self.traits) if cost else 0.0
+        return self._changes[sig]
+
+    def solve(self, penalty: float) -> list[int]:
+        nodes = [n + penalty * w for n, w in zip(self.nodes, self.weights, strict=True)]
+        return solve(nodes, self.edges)
+
+    def weight_bytes(self, picks: Sequence[int]) -> float:
+        return float(sum(w[pick] for w, pick in zip(self.weights, picks, strict=True)))
+
+
+def _group(entry: Group | Alias) -> Group:
+    assert isinstance(entry, Group)
+    return entry
+
+
+def _layout(layout: object) -> Layout:
+    assert isinstance(layout, Layout), "an activation cannot be packed"
+    return layout
+
+
+def _packed_bytes(entry: Group | Alias, candidate: Candidate) -> int:
+    group = _group(entry)
+    total = 0
+    for sig, constant, layout in zip(
+        group.workload.inputs, group.workload.constant, candidate.layouts, strict=True
+    ):
+        if constant:
+            total += _constant_bytes(sig, layout)
+    return total
+
+
+def _constant_bytes(sig: TensorSig, layout: Layout | Packing) -> int:
+    """Bytes of a constant in a candidate's layout or packing."""
+    if isinstance(layout, Layout):
+        return TensorSig(layout.physical(sig.shape), sig.dtype).nbytes
+    return TensorSig(layout.packed_shape(sig.shape), sig.dtype).nbytes

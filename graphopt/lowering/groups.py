@@ -1,0 +1,188 @@
+"""Fusion: groups of operations that become one kernel each, and the views between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.lowering.dataflow import Anchor, Dataflow, Legalised, Operation, Pointwise, View
+from schedules.interface import Epilogue, Op, Step, TensorSig, Workload
+
+MAX_STEPS = 24
+"""A longer chain of scalar operations gains nothing and costs compile time."""
+MAX_OPERANDS = 8
+"""More streams than this defeat the hardware's prefetchers."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One future kernel. `inputs` are value ids in the order of workload.inputs.
+
+    `function` is the PrimFunc of an operator that only TVM defines, else None.
+    """
+
+    workload: Workload
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    nodes: tuple[str, ...]
+    function: Any = None
+
+
+@dataclass(frozen=True)
+class Alias:
+    """`result` is the memory of `source` under another shape, both row-major."""
+
+    source: int
+    result: int
+
+
+def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
+    """Partition the dataflow, in an order in which every input comes before its use."""
+    users = dataflow.users()
+    kept = {value for _, value in dataflow.outputs}
+    taken: set[int] = set()
+    found: list[tuple[int, Group | Alias]] = []
+    for index, operation in enumerate(dataflow.operations):
+        if index in taken:
+            continue
+        if isinstance(operation.action, View):
+            found.append((index, Alias(operation.inputs[0], operation.outputs[0])))
+            continue
+        members = [index]
+        if not isinstance(operation.action, Legalised):
+            members = _absorb(dataflow, users, kept, index)
+        taken.update(members)
+        found.append((members[-1], _make_group(dataflow, members)))
+    # A group may read what is computed between its first and its last member, never later.
+    return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
+
+
+def _absorb(
+    dataflow: Dataflow, users: dict[int, list[int]], kept: set[int], start: int
+) -> list[int]:
+    """The members of the group that begins at `start`: it and the pointwise code behind it."""
+    members = [start]
+    while True:
+        value = dataflow.operations[members[-1]].outputs[0]
+        region = _pointwise_region(dataflow, users, kept, value)
+        if not region or len(members) + len(region) > MAX_STEPS:
+            return members
+        if _operands(dataflow, members + region) > MAX_OPERANDS:
+            return members
+        members += region
+
+
+def _pointwise_region(
+    dataflow: Dataflow, users: dict[int, list[int]], kept: set[int], value: int
+) -> list[int]:
+    """The smallest set of pointwise operations through which all uses of `value` pass.
+
+    Its last operation is the only one whose result is used outside: the post-dominator of `value`.
+    Empty where there is none, or where a shape differs.
+    """
+    shape = dataflow.values[value].shape
+    region: list[int] = []
+    open_values = [value]
+    while len(region) < MAX_STEPS:
+        if any(v in kept for v in open_values):
+            return []
+        waiting = sorted({u for v in open_values for u in users.get(v, ())} - set(region))
+        if not waiting:
+            return []
+        operation = dataflow.operations[waiting[0]]
+        if not isinstance(operation.action, Pointwise):
+            return []
+        if dataflow.values[operation.outputs[0]].shape != shape:
+            return []
+        region.append(waiting[0])
+        open_values = [
+            v for v in open_values if any(u not in region for u in users[v])
+        ] + [operation.outputs[0]]
+        if len(open_values) == 1:
+            return region
+    return []
+
+
+def _operands(dataflow: Dataflow, members: list[int]) -> int:
+    made = {v for m in members for v in dataflow.operations[m].outputs}
+    read = {v for m in members[1:] for v in dataflow.operations[m].inputs}
+    return len(read - made)
+
+
+def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
+    operations = [dataflow.operations[m] for m in members]
+    first, action = operations[0], operations[0].action
+    nodes = tuple(dict.fromkeys(node for operation in operations for node in operation.nodes))
+    if isinstance(action, Pointwise):
+        return _pointwise_group(dataflow, operations, nodes)
+    output = dataflow.values[first.outputs[0]]
+    kind, attrs, function = "legalised", (), None
+    if isinstance(action, Anchor):
+        kind, attrs = action.kind, action.attrs
+    elif isinstance(action, Legalised):
+        attrs, function = (("digest", action.digest), ("name", action.name)), action.function
+    op = Op(
+        kind,
+        tuple(dataflow.values[v] for v in first.inputs),
+        output,
+        attrs,
+        tuple(v in dataflow.constants for v in first.inputs),
+    )
+    epilogue, operands = _epilogue(dataflow, operations[1:], first.outputs[0], output)
+    outputs = first.outputs if function is not None else operations[-1].outputs
+    return Group(Workload(op, epilogue), first.inputs + operands, outputs, nodes, function)
+
+
+def _pointwise_group(
+    dataflow: Dataflow, operations: list[Operation], nodes: tuple[str, ...]
+) -> Group:
+    output = dataflow.values[operations[-1].outputs[0]]
+    epilogue, operands = _epilogue(dataflow, operations, None, output)
+    workload = Workload(Op("elementwise", (), output), epilogue)
+    return Group(workload, operands, operations[-1].outputs, nodes)
+
+
+def _epilogue(
+    dataflow: Dataflow, operations: list[Operation], anchor: int | None, output: TensorSig
+) -> tuple[Epilogue, tuple[int, ...]]:
+    """The scalar program of `operations` and the values that are its operands."""
+    made = {operation.outputs[0] for operation in operations} | {anchor}
+    read = dict.fromkeys(v for operation in operations for v in operation.inputs if v not in made)
+    scalars = [v for v in read if v in dataflow.constants and dataflow.values[v].elements == 1]
+    operands = tuple(v for v in read if v not in scalars)
+    slots: dict[int | None, int] = {anchor: 0}
+    slots.update({value: 1 + i for i, value in enumerate(operands)})
+    steps: list[Step] = []
+
+    def append(step: Step) -> int:
+        steps.append(step)
+        return len(operands) + len(steps)
+
+    for value in scalars:
+        dtype = dataflow.values[value].dtype
+        item = dataflow.constants[value].reshape(()).item()
+        slots[value] = append(Step("constant", (), (("dtype", dtype), ("value", item))))
+    for operation in operations:
+        action = operation.action
+        assert isinstance(action, Pointwise)
+        args = tuple(slots[v] for v in operation.inputs)
+        if action.op == "identity":
+            slots[operation.outputs[0]] = args[0]
+            continue
+        slots[operation.outputs[0]] = append(Step(action.op, args, action.attrs))
+    rank = len(output.shape)
+    dtype = dataflow.values[operations[-1].outputs[0]].dtype if operations else output.dtype
+    return (
+        Epilogue(
+            tuple(_to_rank(dataflow.values[v], rank) for v in operands),
+            tuple(steps),
+            dtype,
+            tuple(v in dataflow.constants for v in operands),
+        ),
+        operands,
+    )
+
+
+def _to_rank(sig: TensorSig, rank: int) -> TensorSig:
+    """`sig` with leading dimensions of 1, as broadcasting reads it."""
+    return TensorSig((1,) * (rank - len(sig.shape)) + sig.shape, sig.dtype)

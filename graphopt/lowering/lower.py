@@ -1,0 +1,90 @@
+"""Lowering as a whole: groups, candidates, assignment, emission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.errors import CompileError
+from graphopt.ir import Graph
+from graphopt.lowering.choose import choose_candidates
+from graphopt.lowering.emit import Emitted, emit
+from graphopt.lowering.groups import Group, form_groups
+from graphopt.lowering.legalised import legalised_candidate
+from graphopt.lowering.read import read_dataflow
+from graphopt.lowering.weights import WeightPool
+from schedules.interface import Candidate, TargetTraits, Workload
+from schedules.registry import FAMILIES
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """What of the compile options lowering needs.
+
+    strict: no candidate that spreads non-finite values to neighbours (Winograd).
+    weight_limit: packed weights may take this many times the bytes of the constants.
+    """
+
+    strict: bool = False
+    weight_limit: float = 2.0
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The emitted program and how many operations, groups and bytes of constants it came from."""
+
+    emitted: Emitted
+    operations: int
+    groups: int
+    constant_bytes: int
+
+
+def lower_graph(
+    graph: Graph, traits: TargetTraits, target: Any, pool: WeightPool, options: LoweringOptions
+) -> Lowered:
+    """Lower a graph to a plan and kernels for a CPU; `target` is the tvm Target of `traits`.
+
+    Packed constants go to `pool`. Raises CompileError naming the ONNX node where one fails.
+    """
+    dataflow = read_dataflow(graph)
+    entries = form_groups(dataflow)
+    found: dict[tuple[Workload, int], tuple[Candidate, ...]] = {}
+    candidates: dict[int, tuple[Candidate, ...]] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Group):
+            continue
+        key = (entry.workload, id(entry.function) if entry.function is not None else 0)
+        if key not in found:
+            found[key] = _candidates(entry, traits, options)
+        candidates[index] = found[key]
+    chosen = choose_candidates(dataflow, entries, candidates, traits, options.weight_limit)
+
+    def copy(workload: Workload) -> Candidate:
+        return _offers(workload, traits, options)[0]
+
+    emitted = emit(dataflow, entries, chosen, traits, target, pool, copy)
+    constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
+    return Lowered(emitted, len(dataflow.operations), len(chosen), constant_bytes)
+
+
+def _candidates(
+    group: Group, traits: TargetTraits, options: LoweringOptions
+) -> tuple[Candidate, ...]:
+    if group.function is not None:
+        return (legalised_candidate(group.workload, group.function, traits),)
+    found = _offers(group.workload, traits, options)
+    if not found:
+        raise CompileError(
+            "lowering",
+            f"no kernel for {group.workload.op.kind} of "
+            f"{[(s.shape, s.dtype) for s in group.workload.inputs]}",
+            node=", ".join(group.nodes) or None,
+        )
+    return found
+
+
+def _offers(
+    workload: Workload, traits: TargetTraits, options: LoweringOptions
+) -> tuple[Candidate, ...]:
+    offers = (c for family in FAMILIES for c in family(workload, traits))
+    return tuple(c for c in offers if c.strict or not options.strict)

@@ -1,0 +1,40 @@
+"""The static price table: what a kernel or a layout change takes, in seconds, without measuring.
+
+A roofline with two ceilings. It need not be right in seconds, only rank candidates: figures are of
+the class of a recent server core and scale with the target's vector width.
+"""
+
+from __future__ import annotations
+
+from schedules.interface import Cost, TargetTraits
+
+CLOCK_HZ = 3.0e9
+BANDWIDTH = 14e9
+"""Bytes per second of one core from the outer cache levels."""
+BARRIER_SECONDS = 0.4e-6
+SERIAL_SECONDS = 3e-6
+"""A kernel shorter than this on one core gains less from a second one than a barrier costs."""
+
+
+def peak_flops(traits: TargetTraits) -> float:
+    """FLOP/s of one core: two vector multiply-add pipes."""
+    return traits.lanes * (4 if traits.fma else 2) * CLOCK_HZ
+
+
+def single_core_seconds(cost: Cost, traits: TargetTraits) -> float:
+    """Time of a kernel on one core."""
+    compute = cost.flops / (peak_flops(traits) * max(cost.efficiency, 1e-3))
+    return max(compute, cost.bytes / BANDWIDTH)
+
+
+def is_serial(cost: Cost, traits: TargetTraits) -> bool:
+    """Whether a kernel is too small to share among workers."""
+    return single_core_seconds(cost, traits) < SERIAL_SECONDS
+
+
+def price(cost: Cost, traits: TargetTraits) -> float:
+    """Time of a kernel in a program that runs on traits.threads workers, barriers included."""
+    alone = single_core_seconds(cost, traits)
+    workers = 1 if is_serial(cost, traits) else traits.threads
+    barriers = cost.passes * BARRIER_SECONDS if traits.threads > 1 else 0.0
+    return alone / workers + barriers

@@ -1,0 +1,156 @@
+"""Composes and cancels transposes, also across views and elementwise operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from graphopt.ir import Graph
+from graphopt.passes.base import Outcome
+from graphopt.passes.rewrite import Rule, View, apply_rules
+from graphopt.passes.values import (
+    ELEMENTWISE,
+    Expr,
+    constant,
+    op_name,
+    permutation,
+    reshaped,
+    shape_of,
+)
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """x with its axes permuted, then seen as `shape`."""
+
+    x: Expr
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def _build(_view: View, found: Permuted) -> Expr:
+    result = relax.op.permute_dims(found.x, list(found.axes))
+    permuted = tuple(shape_of(found.x)[axis] for axis in found.axes)
+    return result if permuted == found.shape else reshaped(result, found.shape)
+
+
+def _composed(view: View, _var: Expr, value: Expr) -> Permuted | None:
+    inner = view.call(value.args[0], "permute_dims")
+    if inner is None:
+        return None
+    first = permutation(inner)
+    axes = tuple(first[axis] for axis in permutation(value))
+    return Permuted(inner.args[0], axes, shape_of(value))
+
+
+def _unit_axes_in_place(_view: View, _var: Expr, value: Expr) -> Permuted | None:
+    """The same movement with every axis of length 1 left where it is."""
+    source, axes = shape_of(value.args[0]), permutation(value)
+    moved = iter(axis for axis in axes if source[axis] != 1)
+    kept = tuple(axis if dim == 1 else next(moved) for axis, dim in enumerate(source))
+    if kept == axes or kept == tuple(range(len(source))):
+        return None
+    return Permuted(value.args[0], kept, shape_of(value))
+
+
+def _across_view(view: View, _var: Expr, value: Expr) -> Permuted | None:
+    """permute(reshape(permute(x))) where the reshape only inserts or removes unit axes."""
+    reshape = view.call(value.args[0], "reshape")
+    inner = None if reshape is None else view.call(reshape.args[0], "permute_dims")
+    if reshape is None or inner is None:
+        return None
+    before, after = shape_of(reshape.args[0]), shape_of(reshape)
+    old = [axis for axis, dim in enumerate(before) if dim != 1]
+    new = [axis for axis, dim in enumerate(after) if dim != 1]
+    if [before[axis] for axis in old] != [after[axis] for axis in new]:
+        return None
+    where = dict(zip(new, old, strict=True))
+    moved = iter(where[axis] for axis in permutation(value) if axis in where)
+    axes = [axis if dim == 1 else next(moved) for axis, dim in enumerate(before)]
+    first = permutation(inner)
+    return Permuted(inner.args[0], tuple(first[axis] for axis in axes), shape_of(value))
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """permute(op(operands)): each operand with what it becomes in front of the permutation."""
+
+    call: Expr
+    result: Expr
+    axes: tuple[int, ...]
+    operands: tuple[Expr, ...]
+    saved: int
+    added: int
+
+
+def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in np.argsort(axes))
+
+
+def _elementwise(view: View, _var: Expr, value: Expr) -> Pushed | None:
+    result = value.args[0]
+    call = view.call(result, *ELEMENTWISE)
+    if call is None:
+        return None
+    axes = permutation(value)
+    saved, added = 1, 0
+    operands: list[Expr] = []
+    for operand in call.args:
+        if not hasattr(operand.ty, "shape"):
+            operands.append(operand)  # clip's bounds
+            continue
+        dims = shape_of(operand)
+        source = view.call(operand, "permute_dims")
+        array = view.constant(operand)
+        if array is not None:
+            full = array.reshape((1,) * (len(axes) - len(dims)) + dims)
+            permuted = full.transpose(axes)
+            operands.append(operand if array.size == 1 and not dims else constant(permuted))
+        elif len(dims) != len(axes):
+            return None
+        elif source is not None:
+            operands.append(relax.op.permute_dims(operand, list(axes)))
+            cancels = permutation(source) == _inverse(axes)
+            saved += int(cancels and view.used_once(operand))
+            added += int(not cancels)
+        else:
+            operands.append(relax.op.permute_dims(operand, list(axes)))
+            added += 1
+    return Pushed(call, result, axes, tuple(operands), saved, added)
+
+
+def _worth(view: View, found: Pushed) -> str | None:
+    if not view.used_once(found.result):
+        return "the operator's result is also used as it is"
+    if found.added >= found.saved:
+        return "no transpose would be saved"
+    return None
+
+
+def _push(_view: View, found: Pushed) -> Expr:
+    return tvm.ir.Call(found.call.op, list(found.operands), found.call.attrs)
+
+
+@dataclass(frozen=True)
+class SimplifyTransposes:
+    """Chains become one permute_dims, pairs cancel; unit axes stay in place.
+
+    A transpose is moved in front of an elementwise operator if fewer are left in all.
+    """
+
+    name: str = "simplify_transposes"
+
+    def run(self, graph: Graph) -> Outcome:
+        root = ("permute_dims",)
+        rules: tuple[Rule[object], ...] = (
+            Rule("compose", root, _composed, _build),
+            Rule("compose across a view", root, _across_view, _build),
+            Rule("leave unit axes", root, _unit_axes_in_place, _build),
+            Rule("push through elementwise", root, _elementwise, _push, _worth),
+        )
+        return apply_rules(graph, self.name, rules)
+
+

@@ -1,0 +1,69 @@
+"""What compile() did: passes, kernels, and everything a user should know about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """One pass: what it rewrote, and why it refused what it matched."""
+
+    name: str
+    rewrites: int
+    refusals: tuple[str, ...]
+    seconds: float
+    before: int  # bindings
+    after: int
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One kernel call: the candidate that was chosen and where its schedule comes from."""
+
+    site: str
+    kernel: str
+    candidate: str
+    origin: str  # "default", later "tuned" or "borrowed"
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one compiled program. Counts are of this specialisation.
+
+    Attributes:
+        seconds: time per stage.
+        nodes: ONNX nodes of the prepared model; operations: after the passes; groups: after
+            fusion; kernels: distinct ones.
+        weight_bytes, constant_bytes: packed weights, and the model's own.
+    """
+
+    target: str
+    threads: int
+    shapes: Mapping[str, tuple[int, ...]]
+    seconds: Mapping[str, float]
+    nodes: int
+    operations: int
+    groups: int
+    kernels: int
+    layout_changes: int
+    arena_bytes: int
+    weight_bytes: int
+    constant_bytes: int
+    passes: tuple[PassRow, ...]
+    calls: tuple[KernelRow, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        plain = asdict(self)
+        plain["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
+        return plain
+
+    def origins(self) -> dict[str, int]:
+        """How many calls are tuned, borrowed, or on default schedules."""
+        return dict(Counter(row.origin for row in self.calls))

@@ -1,0 +1,1 @@
+"""Runs compiled programs; nothing here imports the compiler (`tvm`) or `onnx`."""

@@ -1,0 +1,141 @@
+"""One model, several sets of input shapes: which program fits, and making each only once."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from graphopt.codegen.plan import TensorSpec
+from graphopt.errors import InputError
+
+ShapeKey: TypeAlias = tuple[tuple[int, ...], ...]
+"""The shapes of all inputs, in the model's order."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class OnceCache(Generic[K, V]):
+    """A bounded cache, least recently used out first, that makes each value once.
+
+    Threads that ask for a value while another makes it wait for that one. A failure is raised in
+    all of them and forgotten, so the next one to ask tries again.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: OrderedDict[K, Future[V]] = OrderedDict()
+        self._pinned: set[K] = set()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V], pin: bool = False) -> V:
+        """The value of `key`, from `make()` if there is none yet; a pinned one is never dropped."""
+        while True:
+            with self._lock:
+                future = self._entries.get(key)
+                first = future is None
+                if future is None:
+                    future = self._entries[key] = Future()
+                    self._drop_oldest()
+                self._entries.move_to_end(key)
+                if pin:
+                    self._pinned.add(key)
+            if first:
+                return self._make(key, future, make)
+            try:
+                return future.result()
+            except CancelledError:
+                continue  # whoever made it was interrupted: our turn
+
+    def items(self) -> list[tuple[K, V]]:
+        """What is there now, least recently used first."""
+        with self._lock:
+            done = [(key, future) for key, future in self._entries.items() if future.done()]
+        return [(key, future.result()) for key, future in done]
+
+    def _make(self, key: K, future: Future[V], make: Callable[[], V]) -> V:
+        try:
+            value = make()
+        except BaseException as error:
+            with self._lock:
+                del self._entries[key]
+                self._pinned.discard(key)
+            if isinstance(error, Exception):
+                future.set_exception(error)
+            else:
+                future.cancel()
+            raise
+        future.set_result(value)
+        return value
+
+    def _drop_oldest(self) -> None:
+        loose = [k for k, f in self._entries.items() if f.done() and k not in self._pinned]
+        for key in loose[: max(0, len(self._entries) - self._limit)]:
+            del self._entries[key]
+
+
+def shape_key(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> ShapeKey:
+    """The shapes of `inputs` in the order of `specs`.
+
+    Raises:
+        InputError: an input is missing, or there is one that the model does not have.
+    """
+    if not isinstance(inputs, Mapping):
+        raise InputError(
+            "run", f"inputs must be a dict of arrays by name, not {type(inputs).__name__}."
+        )
+    names = [spec.name for spec in specs]
+    for name in inputs:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            raise InputError(
+                "run",
+                f"the model has no input named {name!r}.",
+                hint=f"did you mean {close[0]!r}?" if close else f"its inputs: {', '.join(names)}.",
+            )
+    missing = [name for name in names if name not in inputs]
+    if missing:
+        raise InputError("run", f"no value is given for input {', '.join(map(repr, missing))}.")
+    return tuple(np.shape(inputs[name]) for name in names)
+
+
+def only_input(value: Any, specs: Sequence[TensorSpec]) -> Mapping[str, Any]:
+    """`value` as the model's inputs: a dict already, or the array of the only input.
+
+    Raises:
+        InputError: one array for a model with several inputs.
+    """
+    if isinstance(value, Mapping):
+        return value
+    if len(specs) != 1:
+        raise InputError(
+            "run",
+            f"one array is given, but the model has {len(specs)} inputs.",
+            hint=f"give a dict with {', '.join(repr(spec.name) for spec in specs)}.",
+        )
+    return {specs[0].name: value}
+
+
+def merge_specs(alternatives: Sequence[tuple[TensorSpec, ...]]) -> tuple[TensorSpec, ...]:
+    """What the specialisations' tensors have in common: None for a dimension where they differ."""
+    merged = []
+    for specs in zip(*alternatives, strict=True):
+        shapes = [spec.shape for spec in specs]
+        if len({len(shape) for shape in shapes}) != 1:
+            merged.append(TensorSpec(specs[0].name, specs[0].dtype, ()))
+            continue
+        dims = tuple(d[0] if len(set(d)) == 1 else None for d in zip(*shapes, strict=True))
+        merged.append(TensorSpec(specs[0].name, specs[0].dtype, dims))
+    return tuple(merged)
+
+
+def describe(key: ShapeKey, specs: Sequence[TensorSpec]) -> str:
+    """A specialisation in words: "x=1,3,224,224 mask=1,128"."""
+    pairs = zip(specs, key, strict=True)
+    return " ".join(f"{spec.name}={','.join(map(str, shape))}" for spec, shape in pairs)

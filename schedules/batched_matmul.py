@@ -1,0 +1,90 @@
+"""Matrix products of two activations, with broadcasting of leading axes; takes every matmul.
+
+A panel of the right operand is read in place or copied (transposed, where need be) to the
+worker's scratch and meets all rows of a chunk there. Limits as in `schedules.gemm`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+
+from schedules import nest
+from schedules.epilogue import operand_layouts
+from schedules.gemm import PEAK_SHARE, traffic
+from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
+from schedules.product import (
+    Blocking,
+    Problem,
+    Right,
+    accumulator_lanes,
+    build,
+    ceildiv,
+    problem_of,
+)
+from schedules.tile import tallest
+
+COPY_CYCLES = 1.5  # per vector of a row copied, measured in cache
+TRANSPOSE_CYCLES = 6.0  # per vector of a square transposed in registers
+SINGLE_CYCLES = 1.5  # per element copied alone
+
+
+def chunks_of(problem: Problem, panels: int, blocks: int, threads: int) -> int:
+    """Shares of the row blocks: the fewest that keep all workers busy to within a tenth."""
+    shared = prod(problem.batch) * panels
+    for chunks in range(1, blocks):
+        tasks = shared * chunks
+        if tasks >= threads and ceildiv(tasks, threads) * threads <= 1.1 * tasks:
+            return chunks
+    return blocks
+
+
+def copy_cycles(problem: Problem, blocking: Blocking, transposed: bool) -> float:
+    """Estimated cycles of copying panels, all tasks together."""
+    elements = problem.depth * problem.columns
+    if not transposed:
+        cycles = COPY_CYCLES * problem.depth * ceildiv(problem.columns, blocking.lanes)
+    else:
+        deep = problem.depth // blocking.lanes * blocking.lanes
+        wide = problem.columns // blocking.lanes * blocking.lanes
+        squares = deep * wide / blocking.lanes
+        cycles = TRANSPOSE_CYCLES * squares + SINGLE_CYCLES * (elements - deep * wide)
+    return cycles * blocking.chunks * prod(problem.batch)
+
+
+def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
+    """Candidates for any matmul; operands may be constants, but nothing is packed."""
+    op = workload.op
+    if op.kind != "matmul":
+        return ()
+    problem = problem_of(workload)
+    widest = ceildiv(problem.columns, accumulator_lanes(workload, traits))
+    widths = sorted({min(vectors, widest) for vectors in (2, 3, 4)})
+    sources = [Right.COPIED] if op.attr("transpose_b") else [Right.COPIED, Right.DIRECT]
+    return tuple(candidate(workload, traits, v, right) for right in sources for v in widths)
+
+
+def candidate(workload: Workload, traits: TargetTraits, vectors: int, right: Right) -> Candidate:
+    """One candidate with panels of `vectors` registers."""
+    op, problem = workload.op, problem_of(workload)
+    lanes = accumulator_lanes(workload, traits)
+    rows = min(tallest(vectors, traits), problem.rows)
+    blocks = ceildiv(problem.rows, rows)
+    panels = ceildiv(problem.columns, vectors * lanes)
+    copied = right is Right.COPIED
+    chunks = chunks_of(problem, panels, blocks, traits.threads) if copied else blocks
+    blocking = Blocking(rows, vectors, lanes, chunks)
+    cycles = blocking.cycles(problem)
+    if copied:
+        cycles += copy_cycles(problem, blocking, bool(op.attr("transpose_b")))
+    ideal = problem.flops / (4 * traits.lanes)
+    share = max(0.01, PEAK_SHARE * min(1.0, ideal / cycles))
+    operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
+    return Candidate(
+        name=f"matmul.{right.value}[{rows}x{vectors},chunks={chunks}]",
+        layouts=(PLAIN, PLAIN, *operands),
+        output=PLAIN,
+        cost=Cost(problem.flops, traffic(workload), share),
+        compute=partial(build, workload, blocking, right),
+        schedule=nest.as_written,
+    )

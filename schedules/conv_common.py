@@ -1,0 +1,227 @@
+"""What all convolution families share: the problem's dimensions, column tiles, the register tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from schedules import nest
+from schedules.conv_loops import between
+from schedules.interface import PrimExpr, TargetTraits, Workload
+from schedules.nest import Buffer, Stmt
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up, for b > 0."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Dimensions of a conv2d or conv2d_transpose workload; pairs are (vertical, horizontal)."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, left, bottom, right
+    dilation: tuple[int, int]
+    groups: int
+    out_height: int
+    out_width: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the direct algorithm, taps that fall on padding included."""
+        taps = self.kernel[0] * self.kernel[1] * self.channels // self.groups
+        return self.batch * self.filters * self.out_height * self.out_width * taps
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is a plain 1×1 convolution: a matrix product."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding)
+
+
+def parse(workload: Workload, kind: str = "conv2d") -> Conv | None:
+    """The dimensions of a float32 convolution with a constant weight; None if it is not one."""
+    op = workload.op
+    if op.kind != kind or any(sig.dtype != "float32" for sig in (*op.inputs, op.output)):
+        return None
+    (n, c, h, w), weight = op.inputs[0].shape, op.inputs[1].shape
+    return Conv(
+        n,
+        c,
+        h,
+        w,
+        op.output.shape[1],
+        (weight[2], weight[3]),
+        op.attr("strides"),
+        op.attr("padding"),
+        op.attr("dilation"),
+        op.attr("groups"),
+        op.output.shape[2],
+        op.output.shape[3],
+    )
+
+
+def traffic(workload: Workload) -> float:
+    """Bytes of all logical inputs and the output, each counted once."""
+    return float(sum(sig.nbytes for sig in workload.inputs) + workload.output.nbytes)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis of a convolution: output index o and tap k read o·stride − before + k·dilation."""
+
+    size: int
+    out: int
+    kernel: int
+    stride: int
+    before: int
+    dilation: int
+
+    def valid(self, first: int, count: int, tap: int) -> tuple[int, int]:
+        """Range [low, high) of i < count for which output first + i reads inside with `tap`."""
+        inside = [
+            i
+            for i in range(count)
+            if 0 <= (first + i) * self.stride - self.before + tap * self.dilation < self.size
+        ]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+    def interior(self, first: int, count: int) -> bool:
+        """Whether all taps of outputs first … first + count − 1 read inside."""
+        last = (first + count - 1) * self.stride + (self.kernel - 1) * self.dilation
+        return first * self.stride >= self.before and last - self.before < self.size
+
+
+def vertical(conv: Conv) -> Axis:
+    """The rows of `conv`."""
+    return Axis(
+        conv.height,
+        conv.out_height,
+        conv.kernel[0],
+        conv.strides[0],
+        conv.padding[0],
+        conv.dilation[0],
+    )
+
+
+def horizontal(conv: Conv) -> Axis:
+    """The columns of `conv`."""
+    return Axis(
+        conv.width,
+        conv.out_width,
+        conv.kernel[1],
+        conv.strides[1],
+        conv.padding[1],
+        conv.dilation[1],
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` tiles of `width` outputs, the first at `start`; `interior`: all their taps read inside."""
+
+    start: int
+    count: int
+    width: int
+    interior: bool
+
+
+def runs(axis: Axis, width: int) -> tuple[Run, ...]:
+    """Tiles of at most `width` that cover the axis; neighbouring interior ones share one run."""
+    tiles: list[Run] = []
+    for start in range(0, axis.out, width):
+        tile = Run(start, 1, min(width, axis.out - start), axis.interior(start, 1))
+        tile = Run(start, 1, tile.width, axis.interior(start, tile.width))
+        last = tiles[-1] if tiles else None
+        if last and last.interior and tile.interior and last.width == tile.width:
+            tiles[-1] = Run(last.start, last.count + 1, last.width, True)
+        else:
+            tiles.append(tile)
+    return tuple(tiles)
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """Outputs kept in registers: `pixels` positions × `vectors` vectors of channels."""
+
+    pixels: int
+    vectors: int
+
+
+def choose_tile(outputs: int, blocks: int, traits: TargetTraits) -> RegisterTile:
+    """The register tile with the least modelled time for `outputs` positions × `blocks` vectors.
+
+    A step of the reduction costs, in cycles, the largest of: its multiply-adds on two ports, its
+    loads (one per weight vector, one broadcast per position) on two ports, and the latency of four
+    cycles that too few accumulators cannot hide; plus one for the loop. `vectors` divides `blocks`.
+    """
+    budget = traits.vector_registers - 1
+
+    def step(pixels: int, vectors: int) -> float:
+        return max(pixels * vectors / 2, (pixels + vectors) / 2, 4.0) + 0.75
+
+    best, best_time = RegisterTile(1, 1), float("inf")
+    for vectors in range(1, 9):
+        if blocks % vectors:
+            continue
+        for pixels in range(1, outputs + 1):
+            if pixels * vectors + vectors > budget:
+                break
+            full, rest = divmod(outputs, pixels)
+            time = full * step(pixels, vectors) + (step(rest, vectors) if rest else 0.0)
+            time *= blocks // vectors
+            # Weights come from L2: a wide tile reads them less often.
+            time += ceil_div(outputs, pixels) * blocks * 0.35
+            if time < best_time * 0.999:
+                best, best_time = RegisterTile(pixels, vectors), time
+    return best
+
+
+PerLane = Callable[[PrimExpr, PrimExpr, PrimExpr], PrimExpr]
+"""A statement or value for (pixel, vector, lane)."""
+
+
+class Accumulators:
+    """The register tile of one piece of code: `pixels` × `vectors` × `lanes` partial sums."""
+
+    def __init__(self, pixels: int, vectors: int, lanes: int) -> None:
+        self.pixels, self.vectors, self.lanes = pixels, vectors, lanes
+        self._buffer: Buffer = nest.buffer((pixels, vectors, lanes), "float32", "acc", "local")
+
+    def each(self, body: PerLane, low: int = 0, high: int | None = None) -> Stmt:
+        """body(pixel, vector, lane), unrolled and vectorised, for low ≤ pixel < high."""
+
+        def vector(p: PrimExpr) -> Stmt:
+            return nest.unrolled(
+                self.vectors, lambda v: nest.vectorized(self.lanes, lambda x: body(p, v, x))
+            )
+
+        return between(low, self.pixels if high is None else high, vector)
+
+    def start(self) -> Stmt:
+        """Allocate the sums and set them to zero."""
+        zero = tirx.const(0.0, "float32")
+        clear = self.each(lambda p, v, x: nest.write(self._buffer, zero, p, v, x))
+        return nest.sequence(nest.allocate(self._buffer), clear)
+
+    def value(self, p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
+        """One partial sum."""
+        return nest.read(self._buffer, p, v, x)
+
+    def add(self, term: PerLane, low: int = 0, high: int | None = None) -> Stmt:
+        """sum[p, v, x] += term(p, v, x) for low ≤ p < high."""
+        return self.each(
+            lambda p, v, x: nest.write(
+                self._buffer, self.value(p, v, x) + term(p, v, x), p, v, x
+            ),
+            low,
+            high,
+        )
