@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graphopt.api import CompiledModel as CompiledModel
-    from graphopt.api import compile as compile
-    from graphopt.api import inspect as inspect
-    from graphopt.api import verify as verify
+    from graphopt.api import compile as compile  # noqa: A004 (the public contract)
     from graphopt.codegen.plan import TensorSpec as TensorSpec
     from graphopt.config import CompileConfig as CompileConfig
     from graphopt.errors import ArtifactError as ArtifactError
@@ -21,9 +19,12 @@ if TYPE_CHECKING:
     from graphopt.errors import InputError as InputError
     from graphopt.errors import ModelError as ModelError
     from graphopt.errors import OptionError as OptionError
+    from graphopt.frontend.diagnose import inspect as inspect
     from graphopt.loaded import LoadedModel as LoadedModel
     from graphopt.loaded import load as load
     from graphopt.target import TargetSpec as TargetSpec
+    from graphopt.verification import Verification as Verification
+    from graphopt.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -39,13 +40,14 @@ _HOME = {
     "OptionError": "graphopt.errors",
     "TargetSpec": "graphopt.target",
     "TensorSpec": "graphopt.codegen.plan",
+    "Verification": "graphopt.verification",
     "compile": "graphopt.api",
-    "inspect": "graphopt.api",
+    "inspect": "graphopt.frontend.diagnose",
     "load": "graphopt.loaded",
-    "verify": "graphopt.api",
+    "verify": "graphopt.verification",
 }
 
-__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> object:

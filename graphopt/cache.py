@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class CompileCache:
         return path
 
     def store(self, key: str, data: bytes) -> None:
-        """Keep `data` under `key`, and forget what was not used for longest if there is too much."""
+        """Keep `data` under `key`; if that is too much, forget what was not used for longest."""
         if len(data) > self.limit:
             log.debug("not cached: %d bytes are more than the limit", len(data))
             return
@@ -175,3 +176,19 @@ def _limit(text: str | None) -> int:
             hint="for example 500M or 4G.",
         )
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+
+
+@cache
+def code_version() -> str:
+    """A digest of the compiler's own source files, by size and time of change.
+
+    An edited checkout has the version of the release it is based on; its programs may differ.
+    """
+    root = Path(__file__).parent
+    sources = [*root.rglob("*.py"), *root.parent.joinpath("schedules").rglob("*.py")]
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(sources):
+        status = path.stat()
+        line = f"{path.relative_to(root.parent)} {status.st_size} {status.st_mtime_ns}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()

@@ -71,7 +71,8 @@ def compile_program(
     emitted = lowered.emitted
     with stages("codegen"):
         module = build(emitted.plan, emitted.kernels, target, config.target.arch)
-        module["run"]  # machine code is made when a function is first asked for
+        if config.target.is_host_compatible():
+            module["run"]  # machine code is made when a function is first asked for
     with stages("weights"):
         weights = pool.block()
     report = Report(
@@ -111,7 +112,9 @@ class _Stages:
 
 
 def _pass_row(report: PassReport) -> PassRow:
-    refusals = tuple(f"{r.rule} at {', '.join(r.nodes) or r.site}: {r.reason}" for r in report.refusals)
+    refusals = tuple(
+        f"{r.rule} at {', '.join(r.nodes) or r.site}: {r.reason}" for r in report.refusals
+    )
     return PassRow(
         report.name,
         report.rewrites,

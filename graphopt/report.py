@@ -64,6 +64,20 @@ class Report:
         plain["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
         return plain
 
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> Report:
+        """The report of which to_dict() gave `plain`; TypeError or KeyError for anything else."""
+        fields = dict(plain)
+        fields["shapes"] = {name: tuple(shape) for name, shape in plain["shapes"].items()}
+        fields["passes"] = tuple(
+            PassRow(**{**row, "refusals": tuple(row["refusals"])}) for row in plain["passes"]
+        )
+        fields["calls"] = tuple(
+            KernelRow(**{**row, "nodes": tuple(row["nodes"])}) for row in plain["calls"]
+        )
+        fields["warnings"] = tuple(plain["warnings"])
+        return Report(**fields)
+
     def origins(self) -> dict[str, int]:
         """How many calls are tuned, borrowed, or on default schedules."""
         return dict(Counter(row.origin for row in self.calls))

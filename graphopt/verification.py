@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from graphopt.api import CompiledModel, compile_model
+from graphopt.api import CompiledModel
+from graphopt.api import compile as compile_model
 from graphopt.bench.accuracy import output_errors
 from graphopt.bench.inputs import sample_inputs
 from graphopt.bench.process import EngineProcess

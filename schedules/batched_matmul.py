@@ -27,6 +27,7 @@ from schedules.tile import tallest
 COPY_CYCLES = 1.5  # per vector of a row copied, measured in cache
 TRANSPOSE_CYCLES = 6.0  # per vector of a square transposed in registers
 SINGLE_CYCLES = 1.5  # per element copied alone
+DIRECT_ROWS = 8  # above, reading rows of b that lie far apart costs more than copying a panel
 
 
 def chunks_of(problem: Problem, panels: int, blocks: int, threads: int) -> int:
@@ -60,8 +61,10 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     problem = problem_of(workload)
     widest = ceildiv(problem.columns, accumulator_lanes(workload, traits))
     widths = sorted({min(vectors, widest) for vectors in (2, 3, 4)})
-    sources = [Right.COPIED] if op.attr("transpose_b") else [Right.COPIED, Right.DIRECT]
-    return tuple(candidate(workload, traits, v, right) for right in sources for v in widths)
+    found = [candidate(workload, traits, v, Right.COPIED) for v in widths]
+    if not op.attr("transpose_b") and problem.rows <= DIRECT_ROWS:
+        found += [candidate(workload, traits, v, Right.DIRECT) for v in widths]
+    return tuple(found)
 
 
 def candidate(workload: Workload, traits: TargetTraits, vectors: int, right: Right) -> Candidate:

@@ -35,7 +35,7 @@ from schedules.conv_common import (
     vertical,
 )
 from schedules import nest
-from schedules.conv_loops import Kernel, parallel_grid
+from schedules.conv_loops import Kernel, over_channels, parallel_grid
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
     PLAIN,
@@ -119,16 +119,6 @@ class _Direct:
         self.image: Buffer = kernel.image
         self.weights: Buffer = kernel.weights
 
-    def reduce(self, block: int, body: Any) -> Stmt:
-        """Loop over input channels: body(channel block, number of channels in it)."""
-        if not block:
-            return nest.serial(self.conv.channels, lambda c: body(c, 1), "ic")
-        full, rest = divmod(self.conv.channels, block)
-        return nest.sequence(
-            nest.serial(full, lambda c: body(c, block), "ic") if full else None,
-            body(nest.integer(full), rest) if rest else None,
-        )
-
     def taps(self, row: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
         """First vertical tap that reads inside at output `row`, and how many do."""
         axis = self.rows
@@ -193,7 +183,7 @@ class _Direct:
             index = (n, panel * vectors + v, row, start + p, x)
             return self.kernel.finish(acc.value(p, v, x), index)
 
-        return nest.sequence(acc.start(), self.reduce(block, channels), acc.each(write))
+        return nest.sequence(acc.start(), over_channels(conv.channels, block, channels), acc.each(write))
 
     def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, block: int) -> Stmt:
         """All tiles of one output row."""
@@ -243,7 +233,7 @@ def efficiency(conv: Conv, cut: DirectPlan, traits: TargetTraits) -> float:
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Direct convolutions for a conv2d with one group; the input blocked, or row-major if narrow."""
     conv = parse(workload)
-    if conv is None or conv.groups != 1 or not workload.op.constant[1]:
+    if conv is None or conv.groups != 1 or conv.pointwise or not workload.op.constant[1]:
         return ()
     lanes = traits.lanes
     cut = plan(conv, traits)

@@ -33,6 +33,17 @@ def parallel_grid(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
     return nest.parallel(prod(extents), lambda task: bound(nest.unflatten(task, extents), ()))
 
 
+def over_channels(channels: int, block: int, body: Callable[[PrimExpr, int], Stmt]) -> Stmt:
+    """body(block of channels, number of channels in it) for all; without blocks (0), one by one."""
+    if not block:
+        return nest.serial(channels, lambda c: body(c, 1), "ic")
+    full, rest = divmod(channels, block)
+    return nest.sequence(
+        nest.serial(full, lambda c: body(c, block), "ic") if full else None,
+        body(nest.integer(full), rest) if rest else None,
+    )
+
+
 class Kernel:
     """The buffers of one convolution: image, packed weights, epilogue operands, output."""
 

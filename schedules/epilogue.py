@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
@@ -69,15 +70,32 @@ def apply_epilogue(
     output = workload.output
     layouts = operand_layouts(epilogue, output, layout)
     values: list[PrimExpr | None] = [value]
+    uses = Counter(i for step in epilogue.steps for i in step.args)
+    bindings: list[tuple[PrimExpr, PrimExpr]] = []
+    if value is not None and uses[0] > 1:
+        values = [bind(value, bindings)]
     for tensor, sig, where in zip(operands, epilogue.operands, layouts, strict=True):
         values.append(read_operand(tensor, sig, where, layout, index))
     for step in epilogue.steps:
-        values.append(evaluate(step, [values[i] for i in step.args]))
+        stepped = evaluate(step, [values[i] for i in step.args])
+        values.append(bind(stepped, bindings) if uses[len(values)] > 1 else stepped)
     result = values[-1]
     if layout.block and output.shape[1] % layout.block and not keeps_zero(epilogue, value is None):
         channel = logical_index(index, layout)[1]
         result = tirx.Select(channel < output.shape[1], result, constant(0, epilogue.dtype))
+    for var, bound in reversed(bindings):
+        result = tirx.Let(var, bound, result)
     return result
+
+
+def bind(value: PrimExpr, bindings: list[tuple[PrimExpr, PrimExpr]]) -> PrimExpr:
+    """A variable for `value`, noted in `bindings`: an expression is a tree, where a value that
+    several steps use would be repeated. Immediates and plain reads stay as they are."""
+    if isinstance(value, (tirx.IntImm, tirx.FloatImm, tirx.Var, tirx.ProducerLoad)):
+        return value
+    var = tirx.Var(f"value{len(bindings)}", str(value.ty.dtype))
+    bindings.append((var, value))
+    return var
 
 
 def output_stage(

@@ -72,7 +72,9 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     return tuple(candidate(workload, traits, vectors) for vectors in sorted(widths))
 
 
-def candidate(workload: Workload, traits: TargetTraits, vectors: int) -> Candidate:
+def candidate(
+    workload: Workload, traits: TargetTraits, vectors: int, name: str = "gemm"
+) -> Candidate:
     """Packed GEMM with panels of `vectors` registers."""
     op, problem = workload.op, problem_of(workload)
     rows = min(tallest(vectors, traits), problem.rows)
@@ -81,7 +83,7 @@ def candidate(workload: Workload, traits: TargetTraits, vectors: int) -> Candida
     )
     packing = ColumnPanels(blocking.width, bool(op.attr("transpose_b")))
     return Candidate(
-        name=f"matmul.gemm[{rows}x{vectors}]",
+        name=f"matmul.{name}[{rows}x{vectors}]",
         layouts=(PLAIN, packing, *operand_layouts(workload.epilogue, workload.output, PLAIN)),
         output=PLAIN,
         cost=Cost(problem.flops, traffic(workload), efficiency(blocking, problem, traits)),

@@ -110,7 +110,11 @@ def _seal(
         )
     flat = memoryview(weights if isinstance(weights, bytes) else _as_bytes(weights).data)
     _check_weights(manifest, flat.nbytes, "save")
-    contents = [memoryview(manifest_json.encode(manifest)), *map(memoryview, modules), flat]
+    contents = [
+        memoryview(manifest_json.encode(manifest)),
+        *(memoryview(module) for module in modules),
+        flat,
+    ]
     names = [MANIFEST, *(module_name(i) for i in range(len(modules))), WEIGHTS]
     plan = layout(
         [

@@ -11,6 +11,7 @@ share of each parallel loop; a barrier follows each loop that a later one may de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -77,6 +78,13 @@ def pointer(dtype: str) -> Any:
     return PointerType(PrimType(dtype))
 
 
+def sequence(statements: Sequence[Stmt]) -> Stmt:
+    """The statements in order; a SeqStmt of fewer than two is prohibited."""
+    if len(statements) == 1:
+        return statements[0]
+    return tirx.SeqStmt(list(statements)) if statements else tirx.Evaluate(tirx.const(0, "int32"))
+
+
 def to_kernel(function: PrimFunc) -> Kernel:
     """Give a lowered PrimFunc the kernel signature and split its outermost parallel loops."""
     builder = _KernelBuilder()
@@ -107,7 +115,7 @@ class _KernelBuilder:
                 body.append(statement)
             else:
                 body += [self._share(statement), self._wait()]
-        nest = tirx.SeqStmt(body[:-1])  # the program has a barrier of its own after each kernel
+        nest = sequence(body[:-1])  # the program has a barrier of its own after each kernel
         # Without these attributes a later pass cannot tell where memory lives.
         nest = tirx.AttrStmt("default", "device_type", tirx.const(1, "int32"), nest)
         nest = tirx.AttrStmt("default", "device_id", tirx.const(0, "int32"), nest)
@@ -117,7 +125,7 @@ class _KernelBuilder:
         return Kernel(kernel, tuple(self.workspaces))
 
     def _share(self, statement: Stmt) -> Stmt:
-        """This worker's contiguous share of a parallel loop; the first worker does anything else."""
+        """This worker's share of a parallel loop; the first worker does anything else."""
         if not isinstance(statement, tirx.For) or statement.kind != tirx.ForKind.PARALLEL:
             return tirx.IfThenElse(self.task == 0, self._hoist(statement), None)
         begin = self.task * statement.extent // self.tasks
@@ -150,7 +158,7 @@ class _KernelBuilder:
     def _hoist(self, statement: Stmt) -> Stmt:
         """Move scratch that is too large for the stack into the workspace."""
         if isinstance(statement, tirx.SeqStmt):
-            return tirx.SeqStmt([self._hoist(child) for child in statement.seq])
+            return sequence([self._hoist(child) for child in statement.seq])
         if isinstance(statement, tirx.For):
             body = self._hoist(statement.body)
             if body.same_as(statement.body):

@@ -1,4 +1,4 @@
-"""The Plan: what a straight-line program does, in order; read by the runtime, profiler and C library."""
+"""The Plan: a straight-line program's memory and calls, for runtime, profiler and C library."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType
 
 from graphopt.codegen import abi
+from graphopt.codegen.kernel import sequence
 from graphopt.codegen.plan import Buffer, Call, Plan
 
 Stmt = Any
@@ -87,9 +88,7 @@ exit:
 _PAUSE = {"x86_64": "pause", "aarch64": "yield"}
 
 
-def control_functions(
-    plan: Plan, kernels: Mapping[str, Any], arch: str
-) -> dict[Any, Any]:
+def control_functions(plan: Plan, kernels: Mapping[str, Any], arch: str) -> dict[Any, Any]:
     """GlobalVar → PrimFunc of team, run and serve for `plan`.
 
     Args:
@@ -136,7 +135,7 @@ def _team(plan: Plan, kernels: Mapping[str, Any], arch: str) -> Any:
         body.append(_call(ctx, task, kernels[call.kernel], arguments, call))
         body.append(_extern("void", "graphopt_barrier", _slot(ctx, abi.BARRIER), tasks))
         body.append(_stamp(ctx, task, index + 1))
-    return tirx.PrimFunc([ctx, task], _import(arch, tirx.SeqStmt(body)), ret_type=None)
+    return tirx.PrimFunc([ctx, task], _import(arch, sequence(body)), ret_type=None)
 
 
 def _call(ctx: Any, task: Any, kernel: Any, arguments: list[Expr], call: Call) -> Stmt:
@@ -176,7 +175,7 @@ def _run(team: Any, threads: int) -> Any:
         there = _slot(ctx, abi.NUM_TASKS, "int64") > index
         body.append(tirx.IfThenElse(there, _extern("int32", "sem_post", semaphore), None))
     body.append(_invoke(team, [ctx, tirx.const(0, "int32")]))
-    return tirx.PrimFunc([ctx], tirx.SeqStmt(body), ret_type=None)
+    return tirx.PrimFunc([ctx], sequence(body), ret_type=None)
 
 
 def _serve(team: Any) -> Any:
@@ -184,7 +183,7 @@ def _serve(team: Any) -> Any:
     offset = tirx.Cast("int64", task) * tirx.const(abi.SEMAPHORE_STRIDE, "int64")
     semaphore = tirx.handle_add_byte_offset(_slot(ctx, abi.SEMAPHORES), offset)
     stopped = _slot(ctx, abi.STOP, "int64") != 0
-    body = tirx.SeqStmt(
+    body = sequence(
         [
             _extern("void", "graphopt_wait", semaphore),
             tirx.IfThenElse(stopped, tirx.Return(tirx.const(0, "int32")), None),

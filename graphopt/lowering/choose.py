@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from schedules.layout_change import change_candidate
 
 from graphopt.lowering.assignment import Costs, solve
 from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.groups import Alias, Group
 from graphopt.lowering.prices import price
 from schedules.interface import PLAIN, Candidate, Layout, Packing, TargetTraits, TensorSig
-from schedules.layout_change import change_candidate
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,11 @@ class _Problem:
     def _change(self, sig: TensorSig) -> float:
         if sig not in self._changes:
             block = Layout(self.traits.lanes)
-            cost = change_candidate(sig, PLAIN, block, self.traits).cost if len(sig.shape) > 1 else None
+            cost = (
+                change_candidate(sig, PLAIN, block, self.traits).cost
+                if len(sig.shape) > 1
+                else None
+            )
             self._changes[sig] = price(cost, self.traits) if cost else 0.0
         return self._changes[sig]
 

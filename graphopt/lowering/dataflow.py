@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Legalised:
     digest: str
 
 
-Action = Union[Anchor, Pointwise, View, Legalised]
+Action: TypeAlias = Anchor | Pointwise | View | Legalised
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
+from schedules.layout_change import change_candidate
 from tvm import s_tir
 
 from graphopt.codegen.kernel import Kernel, lower, to_kernel
@@ -28,7 +29,6 @@ from schedules.interface import (
     TensorSig,
     Workload,
 )
-from schedules.layout_change import change_candidate
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.lowering.dataflow import Anchor, Dataflow, Legalised, Operation, Pointwise, View
-from schedules.interface import Epilogue, Op, Step, TensorSig, Workload
+from schedules.interface import Attr, Epilogue, Op, Step, TensorSig, Workload
 
 MAX_STEPS = 24
 """A longer chain of scalar operations gains nothing and costs compile time."""
@@ -50,7 +50,7 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
             continue
         members = [index]
         if not isinstance(operation.action, Legalised):
-            members = _absorb(dataflow, users, kept, index)
+            members = _absorb(dataflow, users, kept, taken, index)
         taken.update(members)
         found.append((members[-1], _make_group(dataflow, members)))
     # A group may read what is computed between its first and its last member, never later.
@@ -58,14 +58,14 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
 
 
 def _absorb(
-    dataflow: Dataflow, users: dict[int, list[int]], kept: set[int], start: int
+    dataflow: Dataflow, users: dict[int, list[int]], kept: set[int], taken: set[int], start: int
 ) -> list[int]:
     """The members of the group that begins at `start`: it and the pointwise code behind it."""
     members = [start]
     while True:
         value = dataflow.operations[members[-1]].outputs[0]
         region = _pointwise_region(dataflow, users, kept, value)
-        if not region or len(members) + len(region) > MAX_STEPS:
+        if not region or taken.intersection(region) or len(members) + len(region) > MAX_STEPS:
             return members
         if _operands(dataflow, members + region) > MAX_OPERANDS:
             return members
@@ -95,9 +95,9 @@ def _pointwise_region(
         if dataflow.values[operation.outputs[0]].shape != shape:
             return []
         region.append(waiting[0])
-        open_values = [
-            v for v in open_values if any(u not in region for u in users[v])
-        ] + [operation.outputs[0]]
+        open_values = [v for v in open_values if any(u not in region for u in users[v])] + [
+            operation.outputs[0]
+        ]
         if len(open_values) == 1:
             return region
     return []
@@ -116,7 +116,8 @@ def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
     if isinstance(action, Pointwise):
         return _pointwise_group(dataflow, operations, nodes)
     output = dataflow.values[first.outputs[0]]
-    kind, attrs, function = "legalised", (), None
+    kind, function = "legalised", None
+    attrs: tuple[tuple[str, Attr], ...] = ()
     if isinstance(action, Anchor):
         kind, attrs = action.kind, action.attrs
     elif isinstance(action, Legalised):

@@ -1,4 +1,4 @@
-"""Relax calls as operations of the dataflow: which kernel kind, scalar operation or view each is."""
+"""Relax calls as operations of the dataflow: kernel kinds, scalar operations and views."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def _reduce(function: str) -> Translator:
         if not found:
             return None
         return Anchor(
-            "reduce", (("function", function), ("axes", tuple(sorted(found))), ("keepdims", keepdims))
+            "reduce",
+            (("function", function), ("axes", tuple(sorted(found))), ("keepdims", keepdims)),
         )
 
     return translator
@@ -114,7 +115,9 @@ def _transpose(call: Any, source: TensorSig, result: TensorSig) -> Action:
 def _slice(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     rank = len(source.shape)
     axes, begin, end = (tuple(int(_number(v)) for v in field) for field in call.args[1:4])
-    strides = tuple(int(_number(v)) for v in call.args[4]) if len(call.args) > 4 else (1,) * len(axes)
+    strides = (
+        tuple(int(_number(v)) for v in call.args[4]) if len(call.args) > 4 else (1,) * len(axes)
+    )
     begins, steps = [0] * rank, [1] * rank
     for axis, first, step in zip(axes, begin, strides, strict=True):
         extent = source.shape[axis % rank]
@@ -201,17 +204,16 @@ def _matmul(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
 
 _VIEWS = frozenset({"relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten"})
 
+_SAME_NAME = """
+    abs negative exp log sqrt rsqrt sigmoid tanh erf floor ceil round sign sin cos tan asin acos atan
+    sinh cosh asinh acosh atanh logical_not bitwise_not isnan isinf add subtract multiply divide
+    maximum minimum power mod floor_mod floor_divide equal not_equal less less_equal greater
+    greater_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor left_shift
+    right_shift where
+"""
+
 _POINTWISE: Mapping[str, str] = {
-    **{
-        f"relax.{name}": name
-        for name in (
-            "abs negative exp log sqrt rsqrt sigmoid tanh erf floor ceil round sign sin cos tan asin "
-            "acos atan sinh cosh asinh acosh atanh logical_not bitwise_not isnan isinf add subtract "
-            "multiply divide maximum minimum power mod floor_mod floor_divide equal not_equal less "
-            "less_equal greater greater_equal logical_and logical_or logical_xor bitwise_and "
-            "bitwise_or bitwise_xor left_shift right_shift where"
-        ).split()
-    },
+    **{f"relax.{name}": name for name in _SAME_NAME.split()},
     "relax.nn.relu": "relu",
     "relax.nn.silu": "silu",
     "relax.nn.gelu": "gelu",

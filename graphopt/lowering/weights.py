@@ -54,7 +54,8 @@ class WeightPool:
         return self._packed[key]
 
     def _store(self, packed: Array) -> int:
-        digest = hashlib.blake2b(memoryview(packed).cast("B") if packed.size else b"").digest()
+        raw: Any = packed.reshape(-1).view(np.uint8)
+        digest = hashlib.blake2b(raw).digest()
         key = (digest, packed.nbytes)
         if key not in self._offsets:
             self._offsets[key] = self.nbytes

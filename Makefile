@@ -1,0 +1,72 @@
+# Everything sets itself up: a Debian with Python 3.10 to 3.13, make, git and a C++ compiler will do.
+#   make demo       compile a pretrained text recogniser, run it in a new process, compare it
+#   make test       the test suite                make test-slow   the tests that take minutes
+#   make lint       ruff and mypy                 make bench       latency beside other engines
+# PYTHON=python3.12 picks an interpreter, ARGS="…" is handed on to the command.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format bench setup cross-tools clean
+
+demo: setup
+	@$(BIN)/python benchmarks/demo.py $(ARGS)
+
+test: setup cross-tools
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup cross-tools
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/mypy benchmarks/*.py
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup
+	@$(BIN)/python benchmarks/compare.py --no-records $(ARGS)
+
+setup: $(READY)
+
+# The stamp is written last, so that an interrupted set-up starts again.
+$(READY): pyproject.toml tests/requirements-models.txt | $(BIN)/python
+	@echo "Installing graphopt and what its tests need into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement tests/requirements-models.txt
+	@touch $@
+
+# Debian keeps ensurepip in a package of its own, without which venv makes half an environment.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	    echo "graphopt needs Python 3.10 to 3.13; name one: make PYTHON=python3.11 ..." >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "Installing python3-venv ..."; \
+	        apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; \
+	    fi; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "Python's venv module is incomplete: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# For the tests that cross-compile to aarch64; without these tools they say why they are skipped.
+cross-tools:
+	@command -v qemu-aarch64 >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "Installing g++-aarch64-linux-gnu and qemu-user ..."; \
+	        apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	            g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user >/dev/null; \
+	    fi; } || echo "Could not install the aarch64 tools: their tests are skipped." >&2
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

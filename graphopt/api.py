@@ -1,0 +1,341 @@
+"""compile(): an ONNX model becomes a program that runs here, or is saved to run elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from graphopt.artifact import bundle
+from graphopt.bundling import Specialisation, parts, specialisations_of, versions
+from graphopt.cache import CompileCache, cache_key, code_version, default_cache
+from graphopt.codegen.linker import Linker, find_linker, shared_library
+from graphopt.codegen.plan import TensorSpec
+from graphopt.compiler import Program, compile_program
+from graphopt.config import CompileConfig, ShapesOption
+from graphopt.errors import CompileError, GraphoptError, InputError, OptionError
+from graphopt.frontend.load import load_model
+from graphopt.frontend.model import OnnxModel
+from graphopt.lowering.weights import WeightPool
+from graphopt.report import Report
+from graphopt.runtime.library import open_module
+from graphopt.runtime.profiler import Profile
+from graphopt.runtime.session import Session
+from graphopt.signature import Signature, signature_of
+from graphopt.specialisations import (
+    OnceCache,
+    ShapeKey,
+    describe,
+    merge_specs,
+    only_input,
+    shape_key,
+)
+
+Array = np.ndarray[Any, Any]
+ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+
+MAX_SPECIALISATIONS = 16
+"""Programs kept for shapes that were seen in calls; those asked for by `shapes` come on top."""
+
+log = logging.getLogger(__name__)
+
+# TVM's compiler keeps state per process that it does not guard against several threads.
+_COMPILER = threading.Lock()
+
+
+def compile(  # noqa: A001 (the public contract's name)
+    model: ModelSource,
+    target: Any = "cpu",
+    *,
+    shapes: ShapesOption = None,
+    threads: int | None = None,
+    tuning_log: Any = None,
+    numerics: str = "default",
+    quantization: Any = None,
+    calibration: Any = None,
+    dump_ir: str | os.PathLike[str] | None = None,
+    max_weight_growth: float | None = None,
+    cache: bool = False,
+    **unknown: Any,
+) -> CompiledModel:
+    """Compile an ONNX model.
+
+    A model whose input shapes are all known, by itself or by `shapes`, is compiled now; another
+    one is compiled when it is first called, once for each set of input shapes.
+
+    Args:
+        model: a path, the bytes of an .onnx file, or a ModelProto.
+        target: "cpu" for this machine, "cpu:NAME" or "x86_64:NAME" or "aarch64:NAME" for another
+            processor by LLVM's name, or a TargetSpec.
+        shapes: input name → shape, or a list of such dicts: one specialisation each, with shared
+            weights. A named dimension bound by one input is bound in the others too.
+        threads: workers that share one run; None for the physical cores.
+        tuning_log: None for the shipped records, () for none.
+        numerics: "default", or "strict": nothing that spreads non-finite values or reassociates
+            across a tile.
+        quantization, calibration: not available in this version.
+        dump_ir: directory for the IR after each pass that changed it.
+        max_weight_growth: packed weights may take this many times the model's weights.
+        cache: look the program up on disk first and keep it there; silently off without a linker.
+
+    Raises:
+        OptionError: an option is unknown or out of range, or the shapes do not fit the model.
+        ModelError: the model cannot be read, is invalid, or uses something unsupported.
+        CompileError: a later stage failed.
+    """
+    config = CompileConfig.of(
+        target=target,
+        shapes=shapes,
+        threads=threads,
+        tuning_log=tuning_log,
+        numerics=numerics,
+        quantization=quantization,
+        calibration=calibration,
+        dump_ir=dump_ir,
+        max_weight_growth=max_weight_growth,
+        cache=cache,
+        **unknown,
+    )
+    return CompiledModel(load_model(model), config)
+
+
+class CompiledModel:
+    """A compiled model. Any number of threads may call it. Made by compile()."""
+
+    def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
+        self._model, self._config = model, config
+        self._signature: Signature = signature_of(model)
+        self._builder = _Builder(model, config)
+        self._programs: OnceCache[ShapeKey, Specialisation] = OnceCache(
+            MAX_SPECIALISATIONS + len(config.shapes)
+        )
+        self._sessions: OnceCache[ShapeKey, Session] = OnceCache(
+            MAX_SPECIALISATIONS + len(config.shapes)
+        )
+        self._only: Session | None = None
+        wanted = [self._signature.bind(dict(shapes)) for shapes in config.shapes]
+        if not wanted and self._signature.static:
+            wanted = [self._signature.bind({})]
+        keys = list(dict.fromkeys(tuple(shapes.values()) for shapes in wanted))
+        for key, item in zip(keys, self._builder.build(keys, self._names), strict=True):
+            self._programs.get(key, lambda item=item: item, pin=True)  # type: ignore[misc]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs; a dimension is None where the model leaves it open."""
+        return self._signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs; a dimension is None where it depends on the inputs' shapes."""
+        programs = [item.plan.outputs for _, item in self._programs.items()]
+        return merge_specs(programs) if self._signature.static else self._signature.outputs
+
+    @property
+    def config(self) -> CompileConfig:
+        """The options it was compiled with."""
+        return self._config
+
+    @property
+    def model(self) -> OnnxModel:
+        """The model it was compiled from."""
+        return self._model
+
+    @property
+    def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """The input shapes compiled so far."""
+        names = self._names
+        return tuple(dict(zip(names, key, strict=True)) for key, _ in self._programs.items())
+
+    @property
+    def report(self) -> Report:
+        """What was done for the specialisation used last.
+
+        Raises:
+            OptionError: nothing is compiled yet.
+        """
+        return self.reports[-1]
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """One report per specialisation, in the order of `shapes`.
+
+        Raises:
+            OptionError: nothing is compiled yet.
+        """
+        return tuple(item.report for item in self._compiled("report"))
+
+    def run(
+        self, inputs: Mapping[str, Any], out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Outputs by name for arrays by input name; compiles for input shapes not seen before.
+
+        Args:
+            out: arrays that receive the outputs instead of new ones.
+
+        Raises:
+            InputError: names, dtypes or shapes do not fit.
+        """
+        return (self._only or self._session(inputs)).run(inputs, out)
+
+    def __call__(self, value: Any) -> dict[str, Array]:
+        """run() on a dict of inputs, or on the array of the only input."""
+        return self.run(only_input(value, self.inputs))
+
+    def profile(self, inputs: Mapping[str, Any], repeats: int = 20) -> Profile:
+        """Time per call site, with its ONNX nodes, over `repeats` runs with these inputs."""
+        return (self._only or self._session(inputs)).profile(inputs, repeats)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the specialisations compiled so far to one .gopt file.
+
+        Raises:
+            CompileError: there is no linker, or it fails.
+            OptionError: nothing is compiled yet, because the model's input shapes are open.
+            ArtifactError: the file cannot be written; an old one stays as it was.
+        """
+        items = self._compiled("save")
+        self._builder.linker()  # before any work
+        bundle.save(path, *parts(items))
+
+    @property
+    def _names(self) -> list[str]:
+        return [spec.name for spec in self._signature.inputs]
+
+    def _compiled(self, stage: str) -> list[Specialisation]:
+        items = [item for _, item in self._programs.items()]
+        if not items:
+            raise OptionError(
+                stage,
+                "nothing is compiled yet, because the model leaves input dimensions open.",
+                hint="give shapes=… to compile() (--shape NAME=1,…), or run the model first.",
+            )
+        return items
+
+    def _session(self, inputs: Mapping[str, Any]) -> Session:
+        if self._signature.static:
+            # The session itself refuses inputs that do not fit the only specialisation.
+            key, item = self._programs.items()[0]
+            session = self._sessions.get(key, lambda: self._open(item))
+            self._only = session
+            return session
+        key = shape_key(inputs, self._signature.inputs)
+        return self._sessions.get(key, lambda: self._open(self._specialise(key)))
+
+    def _specialise(self, key: ShapeKey) -> Specialisation:
+        names = self._names
+        try:
+            self._signature.bind(dict(zip(names, key, strict=True)))
+        except OptionError as error:
+            raise InputError("run", error.reason, hint=error.hint) from error
+
+        def build() -> Specialisation:
+            log.info("compiling for %s", describe(key, self._signature.inputs))
+            return self._builder.build([key], names)[0]
+
+        return self._programs.get(key, build)
+
+    def _open(self, item: Specialisation) -> Session:
+        target = self._config.target
+        if not target.is_host_compatible():
+            raise OptionError(
+                "run",
+                f"this program is compiled for '{target.name}', which this machine is not.",
+                hint="save it and load it there.",
+            )
+        return Session(item.plan, item.module(), item.weights, self._config.threads)
+
+
+class _Builder:
+    """Makes a model's specialisations, one after another, with shared weights."""
+
+    def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
+        self._model, self._config = model, config
+        self._pool = WeightPool()
+        self._weights: Array | None = None
+        self._cache: CompileCache | None = None
+        if config.cache:
+            try:
+                self.linker()
+                self._cache = default_cache()
+            except CompileError as error:
+                log.debug("the compile cache is off: %s", error)
+
+    def linker(self) -> Linker:
+        """The linker for the target; CompileError if there is none."""
+        return find_linker(self._config.target.arch)
+
+    def build(self, keys: Sequence[ShapeKey], names: Sequence[str]) -> list[Specialisation]:
+        """Programs for these input shapes: from the cache if it has exactly these."""
+        if not keys:
+            return []
+        entry = self._entry(keys)
+        if entry is not None:
+            found = self._find(entry, keys)
+            if found is not None:
+                return found
+        with _COMPILER:
+            shapes = [dict(zip(names, key, strict=True)) for key in keys]
+            items = [self._compile(each) for each in shapes]
+            # The pool only grows: the last block holds what the earlier programs need too.
+            items = [replace(item, weights=items[-1].weights) for item in items]
+        if entry is not None and self._cache is not None:
+            self._cache.store(entry, bundle.to_bytes(*parts(items)))
+        return items
+
+    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Specialisation:
+        target, threads = self._config.target, self._config.threads
+        program: Program = compile_program(self._model, self._config, shapes, None, self._pool)
+        weights = program.weights
+        if self._weights is not None and self._weights.nbytes == weights.nbytes:
+            weights = self._weights  # nothing new: equal content
+        self._weights = weights
+        return Specialisation(
+            program.plan,
+            weights,
+            program.report,
+            target.key(threads),
+            target.arch,
+            tuple(sorted(target.features)),
+            lambda: program.module,
+            lambda: shared_library(program.module, self.linker()),
+        )
+
+    def _entry(self, keys: Sequence[ShapeKey]) -> str | None:
+        if self._cache is None:
+            return None
+        config, target = self._config, self._config.target
+        facts = {
+            "shapes": keys,
+            "target": [target.key(config.threads), target.triple, target.mcpu, *target.mattr],
+            "numerics": config.numerics,
+            "tuning_log": None if config.tuning_log is None else list(config.tuning_log),
+            "max_weight_growth": config.max_weight_growth,
+            "versions": versions(),
+            "code": code_version(),
+        }
+        return cache_key(self._model.digest().encode(), facts)
+
+    def _find(self, entry: str, keys: Sequence[ShapeKey]) -> list[Specialisation] | None:
+        assert self._cache is not None
+        path = self._cache.find(entry)
+        if path is None:
+            return None
+        try:
+            items = specialisations_of(bundle.load(path), open_module)
+        except GraphoptError as error:
+            log.debug("dropped a cached program: %s", error)
+            self._cache.discard(entry)
+            return None
+        found = [tuple(spec.shape for spec in item.plan.inputs) for item in items]
+        if found != list(keys):
+            self._cache.discard(entry)
+            return None
+        log.info("found in the compile cache")
+        return items

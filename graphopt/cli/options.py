@@ -1,0 +1,128 @@
+"""Command-line values that need more than a type: shapes, thread counts, files of arrays."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.artifact.atomic import replacing
+from graphopt.errors import InputError, OptionError
+
+Array = np.ndarray[Any, Any]
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """NAME=1,3,224,224 → name and shape; a scalar is written NAME= ."""
+    # Names of tensors may contain "=", shapes cannot.
+    name, separator, dims = text.rpartition("=")
+    try:
+        sizes = tuple(int(dim) for dim in dims.replace("x", ",").split(",")) if dims else ()
+    except ValueError:
+        sizes = (-1,)
+    if not separator or not name or any(size < 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=1,3,224,224")
+    return name, sizes
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return value
+
+
+def specialisations(
+    shapes: Sequence[tuple[str, tuple[int, ...]]] | None,
+) -> list[dict[str, tuple[int, ...]]] | None:
+    """What the --shape flags ask for: a name given k times makes k specialisations.
+
+    Names given once hold in all of them.
+
+    Raises:
+        OptionError: two names are given several times, but not equally often.
+    """
+    if not shapes:
+        return None
+    by_name: dict[str, list[tuple[int, ...]]] = {}
+    for name, dims in shapes:
+        by_name.setdefault(name, []).append(dims)
+    counts = {len(found) for found in by_name.values()} - {1}
+    if len(counts) > 1:
+        raise OptionError(
+            "options",
+            "--shape is given for several inputs, but not equally often.",
+            hint="the k-th shapes of all inputs make the k-th specialisation.",
+        )
+    count = counts.pop() if counts else 1
+    return [
+        {name: found[0] if len(found) == 1 else found[k] for name, found in by_name.items()}
+        for k in range(count)
+    ]
+
+
+def one_specialisation(
+    shapes: Sequence[tuple[str, tuple[int, ...]]] | None,
+) -> dict[str, tuple[int, ...]] | None:
+    """The --shape flags of a verb that works on one set of shapes."""
+    found = specialisations(shapes)
+    if found is not None and len(found) > 1:
+        raise OptionError("options", "--shape is given twice for one input.")
+    return found[0] if found else None
+
+
+def writable(path: str) -> Path:
+    """`path`, after checking that a file can be written there; OptionError before work is lost."""
+    target = Path(path)
+    folder = Path(os.path.realpath(target)).parent
+    if target.is_dir():
+        raise OptionError("options", f"'{path}' is a directory.", hint="name a file in it.")
+    if not folder.is_dir():
+        raise OptionError("options", f"there is no directory '{folder}' to write into.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError("options", f"the directory '{folder}' is not writable.")
+    return target
+
+
+def read_arrays(path: str) -> dict[str, Array]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        InputError: the file is missing, or is not an .npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise InputError("input", f"'{path}' holds a single array.", hint=_NPZ)
+            return {name: stored[name] for name in stored.files}
+    except OSError as error:
+        reason = error.strerror or "it is not an .npz file"
+        raise InputError("input", f"cannot read '{path}': {reason}.", hint=_NPZ) from error
+    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, TypeError) as error:
+        if isinstance(error, TypeError):  # np.load gives an array, which is no context manager
+            raise InputError("input", f"'{path}' holds a single array.", hint=_NPZ) from error
+        raise InputError("input", f"'{path}' is not an .npz of numbers: {error}.", hint=_NPZ) from error
+
+
+_NPZ = "make one with numpy.savez('in.npz', input_name=array)."
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an .npz file atomically; names may be any tensor names.
+
+    Raises:
+        ArtifactError: it cannot be written; an old file stays as it was.
+    """
+    with replacing(path, "output") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -1,0 +1,74 @@
+"""Relax operators that the passes recover from several ONNX nodes and that Relax has no op for.
+
+`graphopt.ops.attributes(call)` reads a call's attributes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import _ffi_api
+
+Expr = Any
+
+
+def hard_sigmoid(x: Expr, alpha: float = 0.2, beta: float = 0.5) -> Expr:
+    """max(0, min(1, alpha · x + beta)), elementwise; the defaults are ONNX's."""
+    return _call(HARD_SIGMOID, (x,), {"alpha": float(alpha), "beta": float(beta)})
+
+
+def hard_swish(x: Expr) -> Expr:
+    """x · max(0, min(1, x / 6 + 1/2)), elementwise."""
+    return _call(HARD_SWISH, (x,), {})
+
+
+def attention(q: Expr, k: Expr, v: Expr, mask: Expr | None = None, *, scale: float) -> Expr:
+    """softmax(scale · q kᵀ + mask) v over the last axis of the scores.
+
+    Shapes: q (B,H,S,D), k (B,H,T,D), v (B,H,T,E), mask of rank 4, broadcastable to (B,H,S,T) and
+    added → (B,H,S,E). Source: Vaswani et al., Attention Is All You Need, 2017, section 3.2.1.
+    """
+    inputs = (q, k, v) if mask is None else (q, k, v, mask)
+    return _call(ATTENTION, inputs, {"scale": float(scale)})
+
+
+def _call(op: Any, args: tuple[Expr, ...], attrs: Mapping[str, Any]) -> Expr:
+    return tvm.ir.Call(op, list(args), attrs=tvm.ir.make_node("ir.DictAttrs", **attrs))
+
+
+def _infer_same(call: Expr, _: Any) -> Any:
+    return call.args[0].ty
+
+
+def _infer_attention(call: Expr, _: Any) -> Any:
+    shapes = [tuple(int(dim) for dim in arg.ty.shape) for arg in call.args]
+    if any(len(shape) != 4 for shape in shapes):
+        raise ValueError(f"graphopt.attention: not all inputs are of rank 4: {shapes}")
+    q, k, v = shapes[:3]
+    if q[:2] != k[:2] or k[:3] != v[:3] or q[3] != k[3]:
+        raise ValueError(f"graphopt.attention: q, k and v do not fit together: {shapes}")
+    scores = (*q[:3], k[2])
+    for mask in shapes[3:]:
+        if any(have not in (1, want) for have, want in zip(mask, scores, strict=True)):
+            raise ValueError(f"graphopt.attention: mask {mask} does not broadcast to {scores}")
+    return relax.TensorType([*q[:3], v[3]], call.args[0].ty.dtype)
+
+
+def _register(name: str, inputs: int, infer: Callable[[Expr, Any], Any]) -> Any:
+    """The op `name`, registered at most once per process; `inputs` is -1 if their number varies."""
+    if name in tvm.ir.Op.list_op_names():
+        return tvm.ir.Op.get(name)
+    _ffi_api.RegisterOp(name, f"{name}; see graphopt/fused_ops.py")
+    op = tvm.ir.Op.get(name)
+    op.set_num_inputs(inputs)
+    op.set_attr("FInferType", infer)
+    op.set_attr("FPurity", True)
+    return op
+
+
+HARD_SIGMOID = _register("graphopt.hard_sigmoid", 1, _infer_same)
+HARD_SWISH = _register("graphopt.hard_swish", 1, _infer_same)
+ATTENTION = _register("graphopt.attention", -1, _infer_attention)

@@ -1,0 +1,163 @@
+"""load(): a saved program, run without a compiler."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from graphopt.artifact import bundle
+from graphopt.artifact.bundle import Artifact
+from graphopt.bundling import Specialisation, parts, specialisations_of
+from graphopt.codegen.plan import TensorSpec
+from graphopt.errors import InputError, OptionError
+from graphopt.report import Report
+from graphopt.runtime.host import physical_cores
+from graphopt.runtime.library import open_module
+from graphopt.runtime.profiler import Profile
+from graphopt.runtime.session import Session
+from graphopt.specialisations import OnceCache, ShapeKey, describe, only_input, shape_key
+
+Array = np.ndarray[Any, Any]
+
+log = logging.getLogger(__name__)
+
+
+def load(source: str | os.PathLike[str] | bytes, threads: int | None = None) -> LoadedModel:
+    """Load a program saved by CompiledModel.save, from a path or from bytes. Compiles nothing.
+
+    Args:
+        threads: workers that share one run; None for as many as it was compiled for, or the
+            machine's physical cores where those are fewer.
+
+    Raises:
+        ArtifactError: unreadable, truncated, altered, of a foreign version, or this machine lacks
+            a CPU feature that the code needs.
+        OptionError: threads is not a whole number above 0. More than the program was compiled for
+            are not used, and a warning is logged.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        raise OptionError("load", f"give a path or bytes, not {type(source).__name__}.")
+    data = source if isinstance(source, (str, os.PathLike)) else bytes(source)
+    return LoadedModel(bundle.load(data), threads)
+
+
+class LoadedModel:
+    """A program with the shapes it was compiled for; the same surface as CompiledModel.
+
+    Any number of threads may call it.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        manifest = artifact.manifest
+        self._inputs, self._outputs = manifest.inputs, manifest.outputs
+        self._specialisations = {
+            tuple(_static(spec) for spec in item.plan.inputs): item
+            for item in specialisations_of(artifact, open_module)
+        }
+        self._threads = _threads(threads, next(iter(self._specialisations.values())))
+        self._sessions: OnceCache[ShapeKey, Session] = OnceCache(len(self._specialisations))
+        self._only: Session | None = None
+        if len(self._specialisations) == 1:
+            self._only = self._session(next(iter(self._specialisations)))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs; a dimension in which the specialisations differ is None."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs; a dimension in which the specialisations differ is None."""
+        return self._outputs
+
+    @property
+    def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """The input shapes that this program accepts."""
+        names = [spec.name for spec in self._inputs]
+        return tuple(dict(zip(names, key, strict=True)) for key in self._specialisations)
+
+    @property
+    def threads(self) -> int:
+        """Workers that share one run."""
+        return self._threads
+
+    @property
+    def report(self) -> Report:
+        """The account of the compilation (of the first specialisation; see `reports`)."""
+        return self.reports[0]
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """One report per specialisation, in the order of `shapes`."""
+        return tuple(item.report for item in self._specialisations.values())
+
+    def run(
+        self, inputs: Mapping[str, Any], out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Outputs by name for arrays by input name.
+
+        Args:
+            out: arrays that receive the outputs instead of new ones.
+
+        Raises:
+            InputError: names, dtypes or shapes do not fit.
+        """
+        session = self._only or self._session(shape_key(inputs, self._inputs))
+        return session.run(inputs, out)
+
+    def __call__(self, value: Any) -> dict[str, Array]:
+        """run() on a dict of inputs, or on the array of the only input."""
+        return self.run(only_input(value, self._inputs))
+
+    def profile(self, inputs: Mapping[str, Any], repeats: int = 20) -> Profile:
+        """Time per call site, with its ONNX nodes, over `repeats` runs with these inputs."""
+        session = self._only or self._session(shape_key(inputs, self._inputs))
+        return session.profile(inputs, repeats)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the same program to another file.
+
+        Raises:
+            ArtifactError: the file cannot be written; an old one stays as it was.
+        """
+        bundle.save(path, *parts(list(self._specialisations.values())))
+
+    def _session(self, key: ShapeKey) -> Session:
+        item = self._specialisations.get(key)
+        if item is None:
+            known = "; ".join(describe(known, self._inputs) for known in self._specialisations)
+            raise InputError(
+                "run",
+                f"this program has no specialisation for {describe(key, self._inputs)}.",
+                hint=f"it has: {known}. Other shapes need another compile().",
+            )
+        return self._sessions.get(
+            key, lambda: Session(item.plan, item.module(), item.weights, self._threads)
+        )
+
+
+def _static(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(dim or 0 for dim in spec.shape)
+
+
+def _threads(wanted: int | None, item: Specialisation) -> int:
+    compiled = item.plan.threads
+    if wanted is None:
+        available = physical_cores()
+        if available < compiled:
+            log.warning(
+                "compiled for %d threads; this machine grants %d cores", compiled, available
+            )
+        return min(compiled, available)
+    if not hasattr(wanted, "__index__") or isinstance(wanted, bool) or wanted < 1:
+        raise OptionError("load", f"threads must be a whole number from 1, not {wanted!r}.")
+    if wanted > compiled:
+        log.warning("running with %d threads, the most this program is compiled for", compiled)
+        return compiled
+    if wanted < compiled:
+        log.warning("running with %d threads; compiled and chosen for %d", wanted, compiled)
+    return int(wanted)

@@ -1,0 +1,149 @@
+"""The workers, workspaces and permits of one session in one process."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.codegen import abi
+from graphopt.codegen.plan import Plan
+from graphopt.runtime.permits import Permits, Ticket
+from graphopt.runtime.profiler import Stopwatch
+from graphopt.runtime.team import Team
+from graphopt.runtime.workspace import Context, Workspace
+
+log = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 5.0
+
+
+class Program:
+    """What runs of a session share and never change: plan, machine code and weights."""
+
+    def __init__(self, plan: Plan, module: Any, weights: NDArray[np.uint8]) -> None:
+        self.plan = plan
+        self.module = module
+        self.weights = weights
+        self.run = module["run"]
+        self.serve = module["serve"]
+        # A program whose calls are all too small to share gains nothing from waking a team.
+        self.shareable = any(not call.serial for call in plan.calls)
+
+    def context(self, workspace: Workspace, tasks: int) -> Context:
+        """A new context for `tasks` workers on `workspace`."""
+        return Context(self.plan, workspace, self.weights, tasks)
+
+
+class Turn(Ticket):
+    """One run's claim: its workers, and the context to run with."""
+
+    __slots__ = ("context",)
+
+    def __init__(self) -> None:
+        self.granted = 0
+        self.wake = None
+        self.context: Context | None = None
+
+
+class Crew:
+    """Runs a program for any number of callers with `threads` workers in all.
+
+    Threads are started and memory is taken when they are first needed: a forked child gets a new
+    crew, and most children never run anything.
+    """
+
+    def __init__(self, program: Program, threads: int) -> None:
+        self._program = program
+        self._size = threads if program.shareable else 1
+        self._permits = Permits(threads, self._size)
+        self._team: Team | None = None
+        self._team_context: Context | None = None
+        # Contexts of lone workers. Taken from the end: what was used last is likeliest in cache.
+        self._free: list[Context] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._permits.closed
+
+    def enter(self, turn: Turn) -> Context:
+        """Wait for workers; the context to run with.
+
+        Raises:
+            GraphoptError: the crew is closed, or there is no memory. Call `leave` all the same.
+        """
+        self._permits.acquire(turn)
+        if turn.granted > 1:
+            # Nobody else runs now, so the team may start, and share a lone worker's workspace.
+            return self._team_context or self._assemble(turn)
+        return self._solo(turn)
+
+    def execute(
+        self, context: Context, addresses: list[int], watch: Stopwatch | None = None
+    ) -> None:
+        """Run the program once with these inputs and outputs."""
+        context.bind(addresses)
+        if watch is None:
+            self._program.run(context.pointer)  # releases the GIL
+            return
+        context.kept_stamps = watch
+        try:
+            context.set(abi.TIMESTAMPS, watch.address)
+            self._program.run(context.pointer)
+        finally:
+            context.set(abi.TIMESTAMPS, 0)
+
+    def leave(self, turn: Turn) -> None:
+        """Give everything back, whatever `enter` came to, and even if a signal interrupts this."""
+        try:
+            self._return(turn)
+        except BaseException:
+            self._return(turn)
+            raise
+
+    def close(self) -> None:
+        """End the workers; if a run is under way, the last one does it."""
+        if self._permits.close():
+            self._dismiss()
+
+    def stop(self) -> None:
+        """End the workers without waiting for them; no run may be under way."""
+        if self._team is not None:
+            self._team.stop()
+
+    def _solo(self, turn: Turn) -> Context:
+        try:
+            turn.context = self._free.pop()
+        except IndexError:
+            turn.context = self._program.context(Workspace(self._program.plan), 1)
+        return turn.context
+
+    def _assemble(self, turn: Turn) -> Context:
+        """The team's context, with its workers waiting; a lone worker's if none can be started."""
+        solo = self._solo(turn)
+        context = self._program.context(solo.workspace, self._size)
+        try:
+            self._team = Team(context, self._size, self._program.serve)
+        except RuntimeError as error:
+            log.warning("no worker threads can be started, this run uses one thread: %s", error)
+            return solo
+        self._team_context = context
+        return context
+
+    def _return(self, turn: Turn) -> None:
+        context = turn.context
+        if context is not None:
+            turn.context = None  # an interrupt from here on loses a workspace, not a worker
+            self._free.append(context)
+        self._permits.release(turn)
+        if self._permits.closed and self._permits.idle:
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        team, self._team = self._team, None
+        if team is not None:
+            team.stop()
+            team.join(_JOIN_SECONDS)

@@ -1,0 +1,208 @@
+"""Session: runs one compiled program, from any number of threads, with so many workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.codegen.plan import Plan, TensorSpec
+from graphopt.errors import InputError
+from graphopt.runtime.binding import Arrays, InputBinder, OutputBinder
+from graphopt.runtime.crew import Crew, Program, Turn
+from graphopt.runtime.memory import ALIGNMENT, address
+from graphopt.runtime.profiler import Profile, Stopwatch, summarise
+from graphopt.runtime.workspace import Context
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """A program that is ready to run.
+
+    Safe to use from several threads: all runs together occupy at most `threads` workers, the
+    calling threads included. A lone run is shared by the whole team; when callers queue, each
+    run takes one worker. Results do not depend on which. A forked child gets a team of its own.
+    """
+
+    def __init__(
+        self, plan: Plan, module: Any, weights: NDArray[np.uint8], threads: int | None = None
+    ) -> None:
+        """Prepare to run `plan`.
+
+        Args:
+            module: exports the packed functions `run(ctx)` and `serve(ctx, task_id)`, see
+                codegen/abi.py.
+            weights: uint8 [plan.weight_bytes], 64-byte aligned; borrowed and never written.
+            threads: workers of all runs together; those the program was compiled for by default,
+                and never more than that.
+
+        Raises:
+            InputError: an argument is out of range.
+        """
+        threads = plan.threads if threads is None else threads
+        if threads < 1:
+            raise InputError("run", f"threads is {threads}; at least 1 is needed.")
+        if threads != plan.threads:
+            log.warning(
+                "the program was compiled and tuned for %d threads; it runs with %d",
+                *(plan.threads, min(threads, plan.threads)),
+            )
+        if weights.nbytes < plan.weight_bytes or address(weights) % ALIGNMENT:
+            raise InputError(
+                "run",
+                f"weights of {weights.nbytes} bytes at {address(weights):#x}; "
+                f"{plan.weight_bytes} bytes aligned to {ALIGNMENT} are needed.",
+            )
+        self.plan = plan
+        self.threads = min(threads, plan.threads)
+        self._inputs = InputBinder(plan.inputs)
+        self._outputs = OutputBinder(plan.outputs)
+        self._program = Program(plan, module, weights)
+        self._crew = Crew(self._program, self.threads)
+        self._finalizer = _stop_when_dropped(self, self._crew)
+        _renew_after_fork(self)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, element type and shape of each input."""
+        return self.plan.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Name, element type and shape of each output."""
+        return self.plan.outputs
+
+    def run(
+        self,
+        inputs: Mapping[str, NDArray[Any]] | NDArray[Any],
+        out: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Run the program once.
+
+        Args:
+            inputs: an array per input name, or one array if there is one input. C-contiguous
+                arrays aligned to 64 bytes are read where they are, others are copied.
+            out: arrays to write results into, by output name; any subset of the outputs. They may
+                overlap inputs, not each other.
+
+        Returns:
+            an array per output name: those of `out`, and new ones that nothing else refers to.
+
+        Raises:
+            InputError: a name, shape, element type or byte order is wrong (all are listed).
+            GraphoptError: the session is closed, or there is no memory for a workspace.
+        """
+        arrays = self._inputs.check(inputs)
+        mine = self._outputs.check(out) if out is not None else {}
+        results = self._outputs.arrays(mine)
+        crew = self._crew
+        turn = Turn()
+        try:
+            context = crew.enter(turn)
+            crew.execute(context, self._bound(context, arrays, mine, results))
+        finally:
+            crew.leave(turn)
+        return _deliver(results, mine) if mine else results
+
+    def profile(
+        self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any], repeats: int = 20
+    ) -> Profile:
+        """Time every kernel call of the program.
+
+        Args:
+            inputs: as for `run`.
+            repeats: runs to measure, after one that is not counted.
+
+        Raises:
+            InputError: the inputs do not fit, or repeats < 1.
+        """
+        if repeats < 1:
+            raise InputError("profile", f"repeats is {repeats}; at least 1 is needed.")
+        arrays = self._inputs.check(inputs)
+        watches = []
+        for index in range(repeats + 1):
+            watch = Stopwatch(len(self.plan.calls))
+            results = self._outputs.arrays({})
+            crew = self._crew
+            turn = Turn()
+            try:
+                watch.start()
+                context = crew.enter(turn)
+                crew.execute(context, self._bound(context, arrays, {}, results), watch)
+            finally:
+                crew.leave(turn)
+                watch.stop()
+            if index:
+                watches.append(watch)
+        return summarise(self.plan, watches)
+
+    def close(self) -> None:
+        """Stop the workers, after runs that are under way; later runs raise GraphoptError."""
+        self._crew.close()
+        self._finalizer.detach()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _bound(
+        self,
+        context: Context,
+        arrays: Mapping[str, NDArray[Any]],
+        mine: Arrays,
+        results: Arrays,
+    ) -> list[int]:
+        places = self._inputs.addresses(arrays, context.workspace, mine)
+        places += [address(array) for array in results.values()]
+        return places
+
+    def _renew(self) -> None:
+        """In a forked child: threads, locks and semaphores of the parent do not exist here."""
+        closed = self._crew.closed
+        self._finalizer.detach()
+        self._crew = Crew(self._program, self.threads)
+        if closed:
+            self._crew.close()
+        self._finalizer = _stop_when_dropped(self, self._crew)
+
+
+def _deliver(results: Arrays, mine: Arrays) -> Arrays:
+    """Copy results into the caller's arrays that kernels could not write directly."""
+    for name, array in mine.items():
+        if results[name] is not array:
+            array[...] = results[name]
+            results[name] = array
+    return results
+
+
+def _stop_when_dropped(session: Session, crew: Crew) -> weakref.finalize[..., Session]:
+    finalizer = weakref.finalize(session, crew.stop)
+    # At exit the workers stay parked: a thread that wakes while the interpreter goes down is
+    # ended inside native code, which may abort the process.
+    finalizer.atexit = False
+    return finalizer
+
+
+def _renew_after_fork(session: Session) -> None:
+    weak = weakref.ref(session)
+
+    def renew() -> None:
+        alive = weak()
+        if alive is not None:
+            alive._renew()
+
+    os.register_at_fork(after_in_child=renew)

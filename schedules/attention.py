@@ -1,0 +1,340 @@
+"""Scaled dot-product attention in one kernel: scores, softmax and values of a block of rows.
+
+A worker keeps the scores of its rows, not those of the whole matrix. The softmax subtracts the
+row's maximum and divides after the product with v, as in Rabe and Staats, "Self-attention does not
+need O(n²) memory" (2021). Error against float64: at most 1e-5 relative to the largest output for
+standard-normal operands in float32. A row whose scores are all −∞ gives NaN, as a softmax does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tvm import tirx
+
+from schedules import nest
+from schedules.epilogue import apply_epilogue, operand_layouts
+from schedules.gemm import PEAK_SHARE, traffic
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Cost,
+    PrimExpr,
+    PrimFunc,
+    Step,
+    TargetTraits,
+    Workload,
+)
+from schedules.nest import Buffer, Stmt
+from schedules.product import (
+    STACK_LIMIT,
+    accumulator_dtype,
+    accumulator_lanes,
+    aligned,
+    cast,
+    ceildiv,
+)
+from schedules.scalar import evaluate
+from schedules.tile import Tile, accumulate, by_vectors, tallest
+from schedules.transposing import copy_panel_transposed
+
+VECTORS = 2  # per panel of keys and of values
+EXP_CYCLES = 16.0  # per vector of scores: maximum, exponential and sum
+UNEVEN = 1.1  # largest share of a worker, as a multiple of the mean, that needs no finer cut
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`count` rows of queries cut into `chunks` tasks of `blocks` tiles.
+
+    The first `taller` of all tiles have `height` + 1 rows, the others `height`.
+    """
+
+    chunks: int
+    blocks: int
+    height: int
+    taller: int
+
+    @property
+    def slot(self) -> int:
+        """Rows of scratch that each tile has."""
+        return self.height + (1 if self.taller else 0)
+
+    def block(
+        self, chunk: PrimExpr, i: PrimExpr, body: Callable[[PrimExpr, int], Stmt]
+    ) -> Stmt | None:
+        """`body` of the first row and the number of rows of tile i of a chunk."""
+        index = chunk * self.blocks + i
+        short = body(index * self.height + self.taller, self.height) if self.height else None
+        if not self.taller:
+            return short
+        tall = body(index * (self.height + 1), self.height + 1)
+        return nest.branch(index < self.taller, tall, short)
+
+
+def cut(workload: Workload, traits: TargetTraits) -> Rows:
+    """Few chunks, for each transposes all keys, but enough for the workers and the cache."""
+    batch, heads, count, _ = workload.op.inputs[0].shape
+    row_bytes = workload.op.inputs[1].shape[2] * np.dtype(accumulator_dtype(workload)).itemsize
+    tiles = ceildiv(count, min(count, tallest(VECTORS, traits)))
+    chunks = 1
+    while chunks < tiles:
+        tasks = batch * heads * chunks
+        even = ceildiv(tasks, traits.threads) * traits.threads <= UNEVEN * tasks
+        fits = ceildiv(count, chunks) * row_bytes <= traits.l2_bytes // 4
+        if even and fits:
+            break
+        chunks += 1
+    blocks = ceildiv(tiles, chunks)
+    return Rows(chunks, blocks, *divmod(count, blocks * chunks))
+
+
+def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
+    """The candidate for an attention workload."""
+    op = workload.op
+    if op.kind != "attention":
+        return ()
+    (batch, heads, rows, depth), keys = op.inputs[0].shape, op.inputs[1].shape[2]
+    width = op.inputs[2].shape[3]
+    lanes = accumulator_lanes(workload, traits)
+    scores = float(batch * heads * rows * keys)
+    flops = 2 * scores * (depth + width)
+    multiply = flops / (4 * lanes)
+    whole = multiply / PEAK_SHARE * 1.15 + EXP_CYCLES * scores / lanes
+    layouts = operand_layouts(workload.epilogue, workload.output, PLAIN)
+    return (
+        Candidate(
+            name="attention.rows",
+            layouts=(PLAIN,) * len(op.inputs) + layouts,
+            output=PLAIN,
+            cost=Cost(flops, traffic(workload), multiply / whole),
+            compute=partial(build, workload, cut(workload, traits), lanes),
+            schedule=nest.as_written,
+        ),
+    )
+
+
+def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
+    """The kernel."""
+    op, dtype = workload.op, accumulator_dtype(workload)
+    batch, heads, _, depth = op.inputs[0].shape
+    keys, width = op.inputs[2].shape[2:]
+    scale = tirx.const(float(op.attr("scale")), dtype)
+    names = ("q", "k", "v", "mask")
+    inputs = [nest.buffer(s.shape, s.dtype, n) for s, n in zip(op.inputs, names, strict=False)]
+    q, k, v, *mask = inputs
+    operands = nest.operand_buffers(workload)
+    output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
+    panel = VECTORS * lanes
+
+    def scratch(shape: tuple[int, ...], name: str) -> Buffer:
+        small = int(np.prod(shape)) * np.dtype(dtype).itemsize <= STACK_LIMIT // 2
+        return nest.buffer(shape, dtype, name, "local" if small else "global")
+
+    def task(t: PrimExpr) -> Stmt:
+        b, h, chunk = nest.unflatten(t, (batch, heads, rows.chunks))
+        scores = scratch((rows.blocks, rows.slot, keys), "scores")
+
+        def key_panels() -> Stmt:
+            whole, rest = divmod(keys, panel)
+            parts = []
+            if whole:
+                parts.append(nest.serial(whole, lambda p: key_panel(p * panel, panel), name="p"))
+            if rest:
+                parts.append(key_panel(nest.integer(whole * panel), rest))
+            return nest.sequence(*parts)
+
+        def key_panel(start: PrimExpr, columns: int) -> Stmt:
+            turned = scratch((depth, panel), "turned")
+
+            def source(d: PrimExpr, j: PrimExpr) -> PrimExpr:
+                return cast(nest.read(k, b, h, start + j, d), dtype)
+
+            return nest.sequence(
+                nest.allocate(turned),
+                copy_panel_transposed(source, turned, depth, columns, lanes, dtype),
+                nest.serial(
+                    rows.blocks,
+                    lambda i: rows.block(
+                        chunk, i, lambda row, n: score_tile(turned, start, columns, i, row, n)
+                    ),
+                    name="block",
+                ),
+            )
+
+        def score_tile(
+            turned: Buffer, start: PrimExpr, columns: int, slot: PrimExpr, row: PrimExpr, n: int
+        ) -> Stmt:
+            tile = Tile(n, ceildiv(columns, lanes), lanes)
+            result = nest.buffer((n, tile.columns), dtype, "tile", "local")
+
+            def finish(i: PrimExpr, j: PrimExpr) -> Stmt:
+                value = nest.read(result, i, j) * scale
+                for m in mask:
+                    index = aligned((b, h, row + i, start + j), op.inputs[3].shape)
+                    value = value + cast(nest.read(m, *index), dtype)
+                return nest.write(scores, value, slot, i, start + j)
+
+            return nest.sequence(
+                nest.allocate(result),
+                accumulate(
+                    tile,
+                    depth,
+                    lambda i, d: cast(nest.read(q, b, h, row + i, d), dtype),
+                    lambda d, j: nest.read(turned, d, j),
+                    dtype,
+                    result,
+                ),
+                nest.serial(n, lambda i: by_vectors(columns, lanes, lambda j: finish(i, j))),
+            )
+
+        def value_tiles(slot: PrimExpr, row: PrimExpr, n: int) -> Stmt:
+            share = nest.buffer((n,), dtype, "share", "local")
+            whole, rest = divmod(width, panel)
+            parts = []
+            if whole:
+                full = Tile(n, VECTORS, lanes)
+                parts.append(
+                    nest.serial(
+                        whole, lambda p: value_tile(full, share, slot, row, p * panel), name="p"
+                    )
+                )
+            if rest // lanes:
+                some = Tile(n, rest // lanes, lanes)
+                parts.append(value_tile(some, share, slot, row, nest.integer(whole * panel)))
+            if rest % lanes:
+                thin = Tile(n, 1, rest % lanes)
+                start = nest.integer(width - rest % lanes)
+                parts.append(value_tile(thin, share, slot, row, start))
+            softmax = nest.serial(
+                n, lambda i: exponentials(scores, share, slot, i, keys, lanes, dtype)
+            )
+            return nest.sequence(nest.allocate(share), softmax, *parts)
+
+        def value_tile(
+            tile: Tile, share: Buffer, slot: PrimExpr, row: PrimExpr, start: PrimExpr
+        ) -> Stmt:
+            result = nest.buffer((tile.rows, tile.columns), dtype, "tile", "local")
+
+            def finish(i: PrimExpr, j: PrimExpr) -> Stmt:
+                value = cast(nest.read(result, i, j) * nest.read(share, i), op.output.dtype)
+                index = (b, h, row + i, start + j)
+                reads = [nest.reader(x) for x in operands]
+                return nest.write(
+                    output, apply_epilogue(workload, value, reads, PLAIN, index), *index
+                )
+
+            return nest.sequence(
+                nest.allocate(result),
+                accumulate(
+                    tile,
+                    keys,
+                    lambda i, t: nest.read(scores, slot, i, t),
+                    lambda t, j: cast(nest.read(v, b, h, t, start + j), dtype),
+                    dtype,
+                    result,
+                ),
+                nest.serial(
+                    tile.rows,
+                    lambda i: by_vectors(tile.columns, tile.lanes, lambda j: finish(i, j)),
+                ),
+            )
+
+        return nest.sequence(
+            nest.allocate(scores),
+            key_panels(),
+            nest.serial(
+                rows.blocks,
+                lambda i: rows.block(chunk, i, lambda row, n: value_tiles(i, row, n)),
+                name="block",
+            ),
+        )
+
+    return nest.function(
+        [*inputs, *operands, output], nest.parallel(batch * heads * rows.chunks, task)
+    )
+
+
+def exponentials(
+    scores: Buffer,
+    share: Buffer,
+    slot: PrimExpr,
+    row: PrimExpr,
+    keys: int,
+    lanes: int,
+    dtype: str,
+) -> Stmt:
+    """scores[slot, row] becomes exp(score − max); share[row] becomes 1 / their sum."""
+    most = nest.buffer((lanes,), dtype, "most", "local")
+    total = nest.buffer((lanes,), dtype, "total", "local")
+    top = nest.buffer((1,), dtype, "top", "local")
+
+    def by_lane(body: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+        """`body` of (lane, key) for all keys."""
+        whole, rest = divmod(keys, lanes)
+        parts = []
+        if whole:
+            parts.append(
+                nest.serial(
+                    whole,
+                    lambda t: nest.vectorized(lanes, lambda x: body(x, t * lanes + x)),
+                    name="t",
+                )
+            )
+        if rest:
+            parts.append(nest.vectorized(rest, lambda x: body(x, whole * lanes + x)))
+        return nest.sequence(*parts)
+
+    def exponential(x: PrimExpr, t: PrimExpr) -> Stmt:
+        value = nest.read(scores, slot, row, t) - nest.read(top, 0)
+        return nest.write(scores, evaluate(Step("exp", (0,)), [value]), slot, row, t)
+
+    def fold(target: Buffer, combine: Callable[[PrimExpr, PrimExpr], PrimExpr]) -> Stmt:
+        """The lanes of `target` combined in lane 0, by halves."""
+        stmts, live = [], lanes
+        while live > 1:
+            half = live - live // 2
+            stmts.append(halve(target, combine, half, live // 2))
+            live = half
+        return nest.sequence(*stmts)
+
+    def halve(
+        target: Buffer,
+        combine: Callable[[PrimExpr, PrimExpr], PrimExpr],
+        offset: int,
+        count: int,
+    ) -> Stmt:
+        return nest.vectorized(
+            count,
+            lambda x: nest.write(
+                target, combine(nest.read(target, x), nest.read(target, x + offset)), x
+            ),
+        )
+
+    def add(a: PrimExpr, b: PrimExpr) -> PrimExpr:
+        return a + b
+
+    lowest = tirx.const(float("-inf"), dtype)
+    return nest.sequence(
+        nest.allocate(most, total, top),
+        nest.vectorized(lanes, lambda x: nest.write(most, lowest, x)),
+        by_lane(
+            lambda x, t: nest.write(
+                most, tirx.max(nest.read(most, x), nest.read(scores, slot, row, t)), x
+            )
+        ),
+        fold(most, tirx.max),
+        nest.write(top, nest.read(most, 0), 0),
+        by_lane(exponential),
+        nest.vectorized(lanes, lambda x: nest.write(total, tirx.const(0, dtype), x)),
+        by_lane(
+            lambda x, t: nest.write(
+                total, nest.read(total, x) + nest.read(scores, slot, row, t), x
+            )
+        ),
+        fold(total, add),
+        nest.write(share, tirx.const(1, dtype) / nest.read(total, 0), row),
+    )

@@ -1,0 +1,115 @@
+"""1×1 convolution with stride 1 as a matrix product over all pixels of an image.
+
+The rows of an image are contiguous in NCHW{b}c, so the register tile runs over the flattened
+positions and rows need not divide by it. The tile is the one of conv_direct; only the last tile of
+an image is narrower.
+
+Numerics: a plain sum over the channels in order; the error against float64 is at most 1e-5 of the
+largest output for up to 2048 channels of standard-normal data.
+"""
+
+from __future__ import annotations
+
+from schedules import nest
+from schedules.conv_common import (
+    Accumulators,
+    Conv,
+    ceil_div,
+    choose_tile,
+    parse,
+    traffic,
+)
+from schedules.conv_direct import DirectPlan, DirectWeights, weights_stay
+from schedules.conv_loops import Kernel, over_channels, parallel_grid
+from schedules.epilogue import operand_layouts
+from schedules.interface import (
+    Candidate,
+    Cost,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+)
+from schedules.nest import Stmt, as_written
+
+
+def plan(conv: Conv, traits: TargetTraits) -> DirectPlan:
+    """The default cut for `conv`."""
+    blocks = ceil_div(conv.filters, traits.lanes)
+    pixels = conv.out_height * conv.out_width
+    tile = choose_tile(pixels, blocks, traits)
+    tiles = ceil_div(pixels, tile.pixels)
+    return DirectPlan(tile, weights_stay(conv, blocks // tile.vectors, tiles, traits))
+
+
+def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) -> PrimFunc:
+    """The kernel, from and to the blocked layout."""
+    lanes, tile = traits.lanes, cut.tile
+    panels = ceil_div(conv.filters, lanes) // tile.vectors
+    blocks = ceil_div(conv.channels, lanes)
+    packed = (panels, blocks, 1, 1, lanes, lanes * tile.vectors)
+    kernel = Kernel(workload, Layout(lanes), packed, Layout(lanes))
+    size = (conv.out_height, conv.out_width)
+    whole, rest = divmod(size[0] * size[1], tile.pixels)
+
+    def multiply(n: PrimExpr, panel: PrimExpr, start: PrimExpr, pixels: int) -> Stmt:
+        acc = Accumulators(pixels, tile.vectors, lanes)
+
+        def block(ic: PrimExpr, inner: int) -> Stmt:
+            def step(ii: PrimExpr) -> Stmt:
+                def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
+                    pixel = nest.read(kernel.image, n, ic, *nest.unflatten(start + p, size), ii)
+                    return pixel * nest.read(
+                        kernel.weights, panel, ic, 0, 0, ii, v * lanes + x
+                    )
+
+                return acc.add(term)
+
+            return nest.serial(inner, step, "ii")
+
+        def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
+            position = nest.unflatten(start + p, size)
+            return kernel.finish(acc.value(p, v, x), (n, panel * tile.vectors + v, *position, x))
+
+        return nest.sequence(
+            acc.start(), over_channels(conv.channels, lanes, block), acc.each(write)
+        )
+
+    def task(n: PrimExpr, panel: PrimExpr, t: PrimExpr) -> Stmt:
+        if not rest:
+            return multiply(n, panel, t * tile.pixels, tile.pixels)
+        last = multiply(n, panel, nest.integer(whole * tile.pixels), rest)
+        if not whole:
+            return last
+        return nest.sequence(
+            nest.branch(t < whole, multiply(n, panel, t * tile.pixels, tile.pixels), last)
+        )
+
+    tiles = whole + (rest > 0)
+    if cut.weights_stay:
+        grid = parallel_grid((conv.batch, panels, tiles), task)
+    else:
+        grid = parallel_grid((conv.batch, tiles, panels), lambda n, t, o: task(n, o, t))
+    return kernel.function(grid)
+
+
+def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
+    """The matrix product for a conv2d with a 1×1 kernel, stride 1, no padding and one group."""
+    conv = parse(workload)
+    if conv is None or conv.groups != 1 or not conv.pointwise or not workload.op.constant[1]:
+        return ()
+    lanes = traits.lanes
+    cut = plan(conv, traits)
+    layout = Layout(lanes)
+    operands = operand_layouts(workload.epilogue, workload.output, layout)
+    return (
+        Candidate(
+            name="conv2d.pointwise",
+            layouts=(layout, DirectWeights(lanes * cut.tile.vectors, lanes), *operands),
+            output=layout,
+            cost=Cost(2.0 * conv.macs, traffic(workload), 0.85),
+            compute=lambda: emit(workload, conv, traits, cut),
+            schedule=as_written,
+        ),
+    )

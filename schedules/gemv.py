@@ -1,0 +1,196 @@
+"""Matrix products with few rows or few columns, where reading the larger operand is what costs.
+
+Few rows: as `schedules.gemm`, with panels so wide that even one row keeps the multipliers busy.
+Few columns, or few rows of a transposed b: inner products, vectors along the depth. Inner products
+sum `lanes` partial sums each, which differs from summing in order within the limit of
+`schedules.gemm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from schedules import gemm, nest
+from schedules.epilogue import apply_epilogue, operand_layouts
+from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.nest import Stmt
+from schedules.product import (
+    accumulator_dtype,
+    accumulator_lanes,
+    aligned,
+    cast,
+    ceildiv,
+    problem_of,
+)
+
+FEW_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Packs a (…, K, N) matrix as (…, N, K)."""
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """See the class."""
+        return np.ascontiguousarray(array.swapaxes(-1, -2))
+
+
+def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
+    """Candidates for a matmul of at most four rows, or of fewer columns than a vector has lanes."""
+    op = workload.op
+    if op.kind != "matmul":
+        return ()
+    problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
+    found: list[Candidate] = []
+    if op.constant[1] and problem.rows <= FEW_ROWS:
+        most = min((traits.vector_registers - 2) // problem.rows, ceildiv(problem.columns, lanes))
+        widths = {min(vectors, most) for vectors in (6, 8)}
+        found += [gemm.candidate(workload, traits, v, "gemv") for v in sorted(widths) if v > 4]
+    readable = op.constant[1] or op.attr("transpose_b")
+    if (
+        readable
+        and problem.depth >= lanes > 1
+        and (problem.columns < lanes or (problem.rows <= FEW_ROWS and not op.constant[1]))
+    ):
+        found.append(inner_product(workload, traits))
+    return tuple(found)
+
+
+def even(extent: int, most: int) -> tuple[int, int, int]:
+    """(count, size, larger): `extent` in parts of at most `most`, the first `larger` one longer."""
+    count = ceildiv(extent, most)
+    return (count, *divmod(extent, count))
+
+
+def inner_product(workload: Workload, traits: TargetTraits) -> Candidate:
+    """The candidate with vectors along the depth."""
+    op, problem = workload.op, problem_of(workload)
+    lanes = accumulator_lanes(workload, traits)
+    rows = min(problem.rows, 3)
+    columns = min(problem.columns, (traits.vector_registers - 4) // (rows + 1), 6)
+    tiles = prod(problem.batch) * ceildiv(problem.rows, rows) * ceildiv(problem.columns, columns)
+    steps = problem.depth // lanes + problem.depth % lanes
+    cycles = tiles * (steps * max(4.0, rows * columns / 2) + 12 * rows * columns)
+    share = max(0.01, min(1.0, problem.flops / (4 * traits.lanes) / cycles))
+    packing = PLAIN if op.attr("transpose_b") else Transposed()
+    return Candidate(
+        name=f"matmul.inner[{rows}x{columns}]",
+        layouts=(PLAIN, packing, *operand_layouts(workload.epilogue, workload.output, PLAIN)),
+        output=PLAIN,
+        cost=Cost(problem.flops, gemm.traffic(workload), gemm.PEAK_SHARE * share),
+        compute=partial(build, workload, rows, columns, lanes),
+        schedule=nest.as_written,
+    )
+
+
+def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
+    """Inner products, `rows` × `columns` at a time; b is (…, N, K) in memory."""
+    op, problem, dtype = workload.op, problem_of(workload), accumulator_dtype(workload)
+    a_shape, leading = op.inputs[0].shape, op.inputs[1].shape[:-2]
+    a = nest.buffer(a_shape, op.inputs[0].dtype, "a")
+    b = nest.buffer((*leading, problem.columns, problem.depth), op.inputs[1].dtype, "b")
+    operands = nest.operand_buffers(workload)
+    output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
+    row_blocks, height, taller = even(problem.rows, rows)
+    column_blocks, width, wider = even(problem.columns, columns)
+    whole = problem.depth // lanes
+
+    def row_index(
+        batch: tuple[PrimExpr, ...], row: PrimExpr, shape: tuple[int, ...]
+    ) -> tuple[PrimExpr, ...]:
+        if problem.batch:
+            return (*aligned(batch, shape[:-1]), row)
+        return nest.unflatten(row, shape)
+
+    def tile(batch: tuple[PrimExpr, ...], row: PrimExpr, column: PrimExpr,
+             tall: int, wide: int) -> Stmt:  # fmt: skip
+        sums = nest.buffer((tall, wide, lanes), dtype, "sums", "local")
+        acc = nest.buffer((tall, wide, lanes), dtype, "acc", "local")
+
+        def each(body: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+            return nest.unrolled(tall, lambda i: nest.unrolled(wide, lambda j: body(i, j)))
+
+        def product(i: PrimExpr, j: PrimExpr, k: PrimExpr) -> PrimExpr:
+            left = nest.read(a, *row_index(batch, row + i, a_shape[:-1]), k)
+            right = nest.read(b, *aligned(batch, leading), column + j, k)
+            return cast(left, dtype) * cast(right, dtype)
+
+        def lane(i: PrimExpr, j: PrimExpr, body: Callable[[PrimExpr], PrimExpr]) -> Stmt:
+            return nest.vectorized(lanes, lambda x: nest.write(acc, body(x), i, j, x))
+
+        def finish(i: PrimExpr, j: PrimExpr) -> Stmt:
+            """Add the lanes by halves, then the products past the last whole vector."""
+            stmts = [
+                nest.vectorized(lanes, lambda x: nest.write(sums, nest.read(acc, i, j, x), i, j, x))
+            ]
+            live = lanes
+            while live > 1:
+                half = live - live // 2
+                stmts.append(fold(i, j, half, live // 2))
+                live = half
+            tail = [
+                nest.write(
+                    sums,
+                    nest.read(sums, i, j, 0) + product(i, j, nest.integer(k)),
+                    i,
+                    j,
+                    0,
+                )
+                for k in range(whole * lanes, problem.depth)
+            ]
+            index = (*row_index(batch, row + i, op.output.shape[:-1]), column + j)
+            value = cast(nest.read(sums, i, j, 0), op.output.dtype)
+            reads = [nest.reader(x) for x in operands]
+            result = apply_epilogue(workload, value, reads, PLAIN, index)
+            return nest.sequence(*stmts, *tail, nest.write(output, result, *index))
+
+        def fold(i: PrimExpr, j: PrimExpr, offset: int, count: int) -> Stmt:
+            return nest.vectorized(
+                count,
+                lambda x: nest.write(
+                    sums, nest.read(sums, i, j, x) + nest.read(sums, i, j, x + offset), i, j, x
+                ),
+            )
+
+        return nest.sequence(
+            nest.allocate(sums, acc),
+            each(lambda i, j: lane(i, j, lambda x: tirx.const(0, dtype))),
+            nest.serial(
+                whole,
+                lambda k: each(
+                    lambda i, j: lane(
+                        i, j, lambda x: nest.read(acc, i, j, x) + product(i, j, k * lanes + x)
+                    )
+                ),
+                name="k",
+            ),
+            each(finish),
+        )
+
+    def task(t: PrimExpr) -> Stmt:
+        shape = (*problem.batch, row_blocks, column_blocks)
+        *index, block, part = nest.unflatten(t, shape)
+        batch = tuple(index)
+
+        def across(row: PrimExpr, tall: int) -> Stmt | None:
+            narrow = tile(batch, row, part * width + wider, tall, width)
+            if not wider:
+                return narrow
+            return nest.branch(
+                part < wider, tile(batch, row, part * (width + 1), tall, width + 1), narrow
+            )
+
+        short = across(block * height + taller, height)
+        if not taller:
+            return short
+        return nest.branch(block < taller, across(block * (height + 1), height + 1), short)
+
+    tasks = prod(problem.batch) * row_blocks * column_blocks
+    return nest.function([a, b, *operands, output], nest.parallel(tasks, task))
