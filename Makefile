@@ -55,7 +55,7 @@ $(BIN)/python:
 	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; \
 	    fi; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	    echo "Python's venv module is incomplete: apt-get install python3-venv" >&2; exit 1; }
+	    echo "Python's venv module is incomplete: sudo apt-get install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # For the tests that cross-compile to aarch64; without these tools they say why they are skipped.

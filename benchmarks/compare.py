@@ -23,8 +23,7 @@ import numpy as np
 from catalogue import MODELS, materialised, select
 from rich.console import Console
 
-from graphopt.bench import Row, bench, ratio_table, summarise, to_json
-from graphopt.bench.compare import CompileOptions
+from graphopt.bench import CompileOptions, Row, bench, ratio_table, summarise, to_json
 from graphopt.errors import GraphoptError
 from graphopt.runtime.host import physical_cores
 

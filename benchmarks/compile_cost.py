@@ -19,8 +19,7 @@ from catalogue import MODELS, select
 from rich.console import Console
 from rich.table import Table
 
-from graphopt.bench import EngineResult, bench
-from graphopt.bench.compare import CompileOptions
+from graphopt.bench import CompileOptions, EngineResult, bench
 
 BARS = {"resnet50": 60.0}  # seconds
 

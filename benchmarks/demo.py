@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +29,7 @@ OUT = Path(__file__).resolve().parent.parent / "out" / "demo"
 
 
 def draw(text: str, path: Path) -> Array:
-    """Draw `text` in black on white, HEIGHT pixels high; write a PNG, return RGB [h, w, 3] uint8."""
+    """Draw `text` black on white, HEIGHT pixels high; write a PNG, return RGB [h, w, 3] uint8."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=30)
@@ -59,7 +60,7 @@ def alphabet(model: Path) -> list[str]:
 
 
 def decode(scores: Array, characters: list[str]) -> str:
-    """Greedy CTC: the best class of each step of [steps, classes], repeats merged, blanks dropped."""
+    """Greedy CTC on [steps, classes]: the best of each step, repeats merged, blanks dropped."""
     best = scores.argmax(axis=-1)
     kept = [k for i, k in enumerate(best) if k != 0 and (i == 0 or k != best[i - 1])]
     return "".join(characters[k] for k in kept)
@@ -98,7 +99,7 @@ def main() -> int:
     import graphopt
     from graphopt.bench import bench
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     (recogniser,) = select(["ppocr_rec"])
     model = recogniser.locate()
     if model is None:
@@ -117,12 +118,13 @@ def main() -> int:
     size = artifact.stat().st_size / 2**20
     console.print(f"compile  {model.name} in {seconds:.1f} s -> {artifact.name}, {size:.1f} MB")
 
-    command = [sys.executable, __file__, "--run", artifact, OUT / "image.npy", OUT / "scores.npy"]
+    exchanged = (artifact, OUT / "image.npy", OUT / "scores.npy")
+    command = [sys.executable, __file__, "--run", *map(str, exchanged)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     console.print(f"process  {ran.stdout.strip()}")
     text = decode(np.load(OUT / "scores.npy"), alphabet(model))
-    console.print(f"drawn    [bold]{arguments.text}[/]")
-    console.print(f"read     [bold]{text}[/]")
+    console.print(f"drawn    [bold]{escape(arguments.text)}[/]")
+    console.print(f"read     [bold]{escape(text)}[/]")
 
     row = bench(
         model,

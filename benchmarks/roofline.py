@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import onnx
@@ -49,19 +48,12 @@ class Site:
 
 
 def profile(program: Any, feeds: Any, runs: int) -> list[Site]:
-    """Median time of each call site over `runs` profiled runs."""
-    program.run(feeds)
-    seen: list[list[Any]] = [list(program.profile(feeds)) for _ in range(runs)]
-    return [
-        Site(
-            rows[0].site,
-            tuple(rows[0].nodes),
-            median(row.seconds for row in rows),
-            rows[0].flops,
-            rows[0].bytes,
-        )
-        for rows in zip(*seen, strict=True)
+    """Time of each call site over `runs` runs, and of what is no kernel as a site of its own."""
+    measured = program.profile(feeds, runs)
+    sites = [
+        Site(row.site, tuple(row.nodes), row.seconds, row.flops, row.bytes) for row in measured.rows
     ]
+    return [*sites, Site("outside kernels", (), measured.outside_seconds, 0.0, 0.0)]
 
 
 def table(sites: Sequence[Site], machine: Machine, top: int) -> Table:
@@ -163,7 +155,7 @@ def main() -> int:
     parser.add_argument("model", nargs="?", help="a name of the catalogue or an ONNX file")
     parser.add_argument("--shape", action="append", type=parse_shape, default=[])
     parser.add_argument("--threads", type=int, default=None, help="default: physical cores")
-    parser.add_argument("--runs", type=int, default=15, help="profiled runs (default: 15)")
+    parser.add_argument("--runs", type=int, default=20, help="profiled runs (default: 20)")
     parser.add_argument("--top", type=int, default=25, help="sites to list (default: 25)")
     parser.add_argument("--out", type=Path, help="write the plot to this PNG")
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from graphopt.errors import InputError as InputError
     from graphopt.errors import ModelError as ModelError
     from graphopt.errors import OptionError as OptionError
-    from graphopt.frontend.diagnose import inspect as inspect
+    from graphopt.frontend.diagnose import Diagnosis as Diagnosis
+    from graphopt.inspection import inspect as inspect
     from graphopt.loaded import LoadedModel as LoadedModel
     from graphopt.loaded import load as load
     from graphopt.target import TargetSpec as TargetSpec
@@ -33,6 +34,7 @@ _HOME = {
     "CompileConfig": "graphopt.config",
     "CompileError": "graphopt.errors",
     "CompiledModel": "graphopt.api",
+    "Diagnosis": "graphopt.frontend.diagnose",
     "GraphoptError": "graphopt.errors",
     "InputError": "graphopt.errors",
     "LoadedModel": "graphopt.loaded",
@@ -42,7 +44,7 @@ _HOME = {
     "TensorSpec": "graphopt.codegen.plan",
     "Verification": "graphopt.verification",
     "compile": "graphopt.api",
-    "inspect": "graphopt.frontend.diagnose",
+    "inspect": "graphopt.inspection",
     "load": "graphopt.loaded",
     "verify": "graphopt.verification",
 }

@@ -1,4 +1,4 @@
-"""Seeded input values for a program of which only the tensors' names, types and shapes are known."""
+"""Seeded input values for a program of which only the signature is known."""
 
 from __future__ import annotations
 

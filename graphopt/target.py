@@ -109,7 +109,7 @@ class TargetSpec:
                 hint=f"write '{kind}:{default}' for code that runs on every {arch} processor.",
             )
         _check_cpu(arch, cpu, text)
-        features = _llvm_features(arch, cpu, ()) & FLAGS[arch].keys()
+        features = _llvm_features(arch, cpu, ()).intersection(FLAGS[arch])
         l1, l2 = _default_caches(cpu)
         return TargetSpec(text.strip(), arch, cpu, (), features, l1, l2)
 
@@ -253,10 +253,10 @@ def _host(name: str) -> TargetSpec:
         for feature in sorted(FLAGS[arch])
         if (feature in available) != (feature in assumed)
     )
-    features = _llvm_features(arch, mcpu, mattr) & FLAGS[arch].keys()
+    features = _llvm_features(arch, mcpu, mattr).intersection(FLAGS[arch])
     l1, l2 = _default_caches(mcpu)
     l1, l2 = _cache_bytes(1) or l1, _cache_bytes(2) or l2
-    return TargetSpec(name, arch, mcpu, mattr, frozenset(features), l1, l2)
+    return TargetSpec(name, arch, mcpu, mattr, features, l1, l2)
 
 
 def _default_caches(mcpu: str) -> tuple[int, int]:

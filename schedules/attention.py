@@ -48,38 +48,22 @@ UNEVEN = 1.1  # largest share of a worker, as a multiple of the mean, that needs
 
 @dataclass(frozen=True)
 class Rows:
-    """`count` rows of queries cut into `chunks` tasks of `blocks` tiles.
-
-    The first `taller` of all tiles have `height` + 1 rows, the others `height`.
-    """
+    """The rows of queries: `chunks` tasks of several tiles each."""
 
     chunks: int
-    blocks: int
-    height: int
-    taller: int
+    tiles: nest.Split
 
     @property
-    def slot(self) -> int:
-        """Rows of scratch that each tile has."""
-        return self.height + (1 if self.taller else 0)
-
-    def block(
-        self, chunk: PrimExpr, i: PrimExpr, body: Callable[[PrimExpr, int], Stmt]
-    ) -> Stmt | None:
-        """`body` of the first row and the number of rows of tile i of a chunk."""
-        index = chunk * self.blocks + i
-        short = body(index * self.height + self.taller, self.height) if self.height else None
-        if not self.taller:
-            return short
-        tall = body(index * (self.height + 1), self.height + 1)
-        return nest.branch(index < self.taller, tall, short)
+    def each(self) -> int:
+        """Tiles per task."""
+        return self.tiles.count // self.chunks
 
 
 def cut(workload: Workload, traits: TargetTraits) -> Rows:
     """Few chunks, for each transposes all keys, but enough for the workers and the cache."""
     batch, heads, count, _ = workload.op.inputs[0].shape
     row_bytes = workload.op.inputs[1].shape[2] * np.dtype(accumulator_dtype(workload)).itemsize
-    tiles = ceildiv(count, min(count, tallest(VECTORS, traits)))
+    tiles = ceildiv(count, tallest(VECTORS, traits))
     chunks = 1
     while chunks < tiles:
         tasks = batch * heads * chunks
@@ -88,8 +72,7 @@ def cut(workload: Workload, traits: TargetTraits) -> Rows:
         if even and fits:
             break
         chunks += 1
-    blocks = ceildiv(tiles, chunks)
-    return Rows(chunks, blocks, *divmod(count, blocks * chunks))
+    return Rows(chunks, nest.Split.of(count, tallest(VECTORS, traits), chunks))
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -136,7 +119,7 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
 
     def task(t: PrimExpr) -> Stmt:
         b, h, chunk = nest.unflatten(t, (batch, heads, rows.chunks))
-        scores = scratch((rows.blocks, rows.slot, keys), "scores")
+        scores = scratch((rows.each, rows.tiles.largest, keys), "scores")
 
         def key_panels() -> Stmt:
             whole, rest = divmod(keys, panel)
@@ -157,9 +140,10 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
                 nest.allocate(turned),
                 copy_panel_transposed(source, turned, depth, columns, lanes, dtype),
                 nest.serial(
-                    rows.blocks,
-                    lambda i: rows.block(
-                        chunk, i, lambda row, n: score_tile(turned, start, columns, i, row, n)
+                    rows.each,
+                    lambda i: rows.tiles.part(
+                        chunk * rows.each + i,
+                        lambda row, n: score_tile(turned, start, columns, i, row, n),
                     ),
                     name="block",
                 ),
@@ -247,8 +231,10 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
             nest.allocate(scores),
             key_panels(),
             nest.serial(
-                rows.blocks,
-                lambda i: rows.block(chunk, i, lambda row, n: value_tiles(i, row, n)),
+                rows.each,
+                lambda i: rows.tiles.part(
+                    chunk * rows.each + i, lambda row, n: value_tiles(i, row, n)
+                ),
                 name="block",
             ),
         )
@@ -331,9 +317,7 @@ def exponentials(
         by_lane(exponential),
         nest.vectorized(lanes, lambda x: nest.write(total, tirx.const(0, dtype), x)),
         by_lane(
-            lambda x, t: nest.write(
-                total, nest.read(total, x) + nest.read(scores, slot, row, t), x
-            )
+            lambda x, t: nest.write(total, nest.read(total, x) + nest.read(scores, slot, row, t), x)
         ),
         fold(total, add),
         nest.write(share, tirx.const(1, dtype) / nest.read(total, 0), row),

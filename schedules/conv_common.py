@@ -76,52 +76,71 @@ def traffic(workload: Workload) -> float:
 
 @dataclass(frozen=True)
 class Axis:
-    """One spatial axis of a convolution: output index o and tap k read o·stride − before + k·dilation."""
+    """One spatial axis of a convolution, or of one phase of a transposed one.
+
+    Output o and tap t read input o·stride − before + t·dilation, where 0 ≤ that < size. In memory
+    the output lies at out_first + o·out_step, the tap's weight at tap_first + t·tap_step.
+    """
 
     size: int
     out: int
-    kernel: int
+    taps: int
     stride: int
     before: int
     dilation: int
+    out_first: int = 0
+    out_step: int = 1
+    tap_first: int = 0
+    tap_step: int = 1
+
+    def source(self, output: PrimExpr, tap: PrimExpr) -> PrimExpr:
+        """The input position that `output` reads with `tap`."""
+        return output * self.stride - self.before + tap * self.dilation
+
+    def place(self, output: PrimExpr) -> PrimExpr:
+        """Where `output` lies in memory."""
+        return output * self.out_step + self.out_first
+
+    def weight(self, tap: PrimExpr) -> PrimExpr:
+        """Where the weight of `tap` lies in memory."""
+        return tap * self.tap_step + self.tap_first
 
     def valid(self, first: int, count: int, tap: int) -> tuple[int, int]:
         """Range [low, high) of i < count for which output first + i reads inside with `tap`."""
-        inside = [
-            i
-            for i in range(count)
-            if 0 <= (first + i) * self.stride - self.before + tap * self.dilation < self.size
-        ]
+        inside = [i for i in range(count) if 0 <= self.source(first + i, tap) < self.size]
         return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
     def interior(self, first: int, count: int) -> bool:
         """Whether all taps of outputs first … first + count − 1 read inside."""
-        last = (first + count - 1) * self.stride + (self.kernel - 1) * self.dilation
-        return first * self.stride >= self.before and last - self.before < self.size
+        last = self.source(first + count - 1, self.taps - 1)
+        return self.source(first, 0) >= 0 and last < self.size
+
+    def inside(self, output: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
+        """First tap that reads inside at `output`, and how many do."""
+        if self.interior(0, self.out):
+            return nest.integer(0), nest.integer(self.taps)
+        top = output * self.stride
+        first = (tirx.max(self.before - top, 0) + self.dilation - 1) // self.dilation
+        room = tirx.max(self.size + self.before - top, 0)
+        last = tirx.min((room + self.dilation - 1) // self.dilation, self.taps)
+        return first, tirx.max(last - first, 0)
 
 
-def vertical(conv: Conv) -> Axis:
-    """The rows of `conv`."""
-    return Axis(
-        conv.height,
-        conv.out_height,
-        conv.kernel[0],
-        conv.strides[0],
-        conv.padding[0],
-        conv.dilation[0],
+def axes(conv: Conv) -> tuple[Axis, Axis]:
+    """The rows and columns of a convolution."""
+    sizes, outs = (conv.height, conv.width), (conv.out_height, conv.out_width)
+    rows, columns = (
+        Axis(
+            sizes[i],
+            outs[i],
+            conv.kernel[i],
+            conv.strides[i],
+            conv.padding[i],
+            conv.dilation[i],
+        )
+        for i in (0, 1)
     )
-
-
-def horizontal(conv: Conv) -> Axis:
-    """The columns of `conv`."""
-    return Axis(
-        conv.width,
-        conv.out_width,
-        conv.kernel[1],
-        conv.strides[1],
-        conv.padding[1],
-        conv.dilation[1],
-    )
+    return rows, columns
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ against float64 is at most 1e-5 of the largest output for up to 4608 terms of st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,13 +27,12 @@ from schedules.conv_common import (
     Conv,
     RegisterTile,
     Run,
+    axes,
     ceil_div,
     choose_tile,
-    horizontal,
     parse,
     runs,
     traffic,
-    vertical,
 )
 from schedules import nest
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
@@ -47,10 +47,10 @@ from schedules.interface import (
     TargetTraits,
     Workload,
 )
-from schedules.nest import Buffer, Stmt, as_written
+from schedules.nest import Stmt, as_written
 
 _MAX_STATEMENTS = 3000
-"""Unrolled multiply-adds in one kernel: above this, borders are tested instead of written out."""
+"""Unrolled multiply-adds in one kernel: above this, it would take seconds to compile."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class DirectWeights:
         split = padded.reshape(panels, self.panel, blocks, block, kh, kw)
         order = (0, 2, 4, 5, 3, 1) if self.block else (0, 2, 5, 4, 3, 1)
         return np.ascontiguousarray(split.transpose(order))
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of pack()'s result."""
+        filters, channels, kh, kw = shape
+        panels = ceil_div(filters, self.panel)
+        if not self.block:
+            return (panels, channels, kw, kh, 1, self.panel)
+        return (panels, ceil_div(channels, self.block), kh, kw, self.block, self.panel)
 
 
 @dataclass(frozen=True)
@@ -109,63 +117,80 @@ def plan(conv: Conv, traits: TargetTraits) -> DirectPlan:
     return DirectPlan(tile, weights_stay(conv, blocks // tile.vectors, conv.out_height, traits))
 
 
-class _Direct:
-    """Emits the tiles of one direct convolution."""
+class DirectTiles:
+    """Emits the register tiles of a convolution whose weights are packed as DirectWeights.
 
-    def __init__(self, conv: Conv, traits: TargetTraits, cut: DirectPlan, kernel: Kernel) -> None:
-        self.conv, self.cut, self.kernel = conv, cut, kernel
-        self.lanes = traits.lanes
-        self.rows, self.columns = vertical(conv), horizontal(conv)
-        self.image: Buffer = kernel.image
-        self.weights: Buffer = kernel.weights
+    `first_channel` gives the first input channel of a panel of filters, where groups make it depend
+    on the panel; `channels` is how many each reads.
+    """
 
-    def taps(self, row: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
-        """First vertical tap that reads inside at output `row`, and how many do."""
-        axis = self.rows
-        if axis.interior(0, axis.out):
-            return 0, axis.kernel
-        top = row * axis.stride
-        first = (tirx.max(axis.before - top, 0) + axis.dilation - 1) // axis.dilation
-        inside = tirx.max(axis.size + axis.before - top, 0)
-        last = tirx.min((inside + axis.dilation - 1) // axis.dilation, axis.kernel)
-        return first, tirx.max(last - first, 0)
+    def __init__(
+        self,
+        kernel: Kernel,
+        rows: Axis,
+        columns: Axis,
+        tile: RegisterTile,
+        lanes: int,
+        block: int,
+        channels: int,
+        first_channel: Callable[[PrimExpr], PrimExpr] | None = None,
+    ) -> None:
+        self.kernel, self.rows, self.columns, self.lanes = kernel, rows, columns, lanes
+        self.block, self.channels, self.first_channel = block, channels, first_channel
+        self.size = tile
+
+    def pixel(
+        self, n: PrimExpr, panel: PrimExpr, ic: PrimExpr, ii: PrimExpr, y: PrimExpr, x: PrimExpr
+    ) -> PrimExpr:
+        """Input channel `ii` of block `ic` (channel `ic` of a row-major image) at row y, column x."""
+        if not self.block:
+            return nest.read(self.kernel.image, n, ic, y, x)
+        if self.first_channel is not None:
+            channel = self.first_channel(panel) + ic * self.block + ii
+            ic, ii = channel // self.block, channel % self.block
+        return nest.read(self.kernel.image, n, ic, y, x, ii)
 
     def tile(
-        self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run, block: int
+        self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run
     ) -> Stmt:
         """One tile of a row, from output column `start`; borders as `run` says."""
-        conv, lanes, vectors = self.conv, self.lanes, self.cut.tile.vectors
+        lanes, vectors = self.lanes, self.size.vectors
+        rows, columns = self.rows, self.columns
         acc = Accumulators(run.width, vectors, lanes)
-        first, count = self.taps(row)
+        first, count = rows.inside(row)
 
-        def step(ic: PrimExpr, kh: PrimExpr, kw: int, ii: PrimExpr) -> Stmt | None:
-            y = row * conv.strides[0] - conv.padding[0] + kh * conv.dilation[0]
+        def step(ic: PrimExpr, kh: PrimExpr, kw: int, ii: PrimExpr) -> Stmt:
+            where = (rows.weight(kh), columns.weight(kw))
+            taps = (*where, ii) if self.block else (*where[::-1], 0)
 
             def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
-                column = (start + p) * conv.strides[1] - conv.padding[1] + kw * conv.dilation[1]
-                pixel = nest.read(self.image, n, ic, y, column, *([ii] if block else []))
-                taps = (kh, kw, ii) if block else (kw, kh, 0)
-                return pixel * nest.read(self.weights, panel, ic, *taps, v * lanes + x)
+                y, column = rows.source(row, kh), columns.source(start + p, kw)
+                pixel = self.pixel(n, panel, ic, ii, y, column)
+                return pixel * nest.read(
+                    self.kernel.weights, panel, ic, *taps, v * lanes + x
+                )
 
             low, high = 0, run.width
             if not run.interior:
-                low, high = self.columns.valid(run.start, run.width, kw)
-            return acc.add(term, low, high) if low < high else None
+                low, high = columns.valid(run.start, run.width, kw)
+            return acc.add(term, low, high)
 
-        columns = [
+        reach = [
             kw
-            for kw in range(conv.kernel[1])
-            if run.interior or self.columns.valid(run.start, run.width, kw) != (0, 0)
+            for kw in range(columns.taps)
+            if run.interior or columns.valid(run.start, run.width, kw) != (0, 0)
         ]
 
-        def channels(ic: PrimExpr, inner: int) -> Stmt:
-            if not block:
+        def block(ic: PrimExpr, inner: int) -> Stmt:
+            if not reach:
+                return tirx.Evaluate(0)
+            if not self.block:
                 # The loop over vertical taps inside keeps LLVM from holding the pixels that
                 # neighbouring horizontal taps share in registers, which there are not.
                 return nest.sequence(
                     *[
                         nest.serial(count, lambda kh, kw=kw: step(ic, first + kh, kw, 0), "kh")
-                        for kw in columns
+                        for kw in reach
                     ]
                 )
             return nest.serial(
@@ -173,29 +198,31 @@ class _Direct:
                 lambda kh: nest.sequence(
                     *[
                         nest.serial(inner, partial(step, ic, first + kh, kw), "ii")
-                        for kw in columns
+                        for kw in reach
                     ]
                 ),
                 "kh",
             )
 
         def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
-            index = (n, panel * vectors + v, row, start + p, x)
-            return self.kernel.finish(acc.value(p, v, x), index)
+            place = (rows.place(row), columns.place(start + p))
+            return self.kernel.finish(acc.value(p, v, x), (n, panel * vectors + v, *place, x))
 
-        return nest.sequence(acc.start(), over_channels(conv.channels, block, channels), acc.each(write))
+        return nest.sequence(
+            acc.start(), over_channels(self.channels, self.block, block), acc.each(write)
+        )
 
-    def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, block: int) -> Stmt:
+    def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr) -> Stmt:
         """All tiles of one output row."""
 
         def tiles(run: Run) -> Stmt:
             return nest.serial(
                 run.count,
-                lambda t: self.tile(n, panel, row, run.start + t * run.width, run, block),
+                lambda t: self.tile(n, panel, row, run.start + t * run.width, run),
                 "wt",
             )
 
-        return nest.sequence(*map(tiles, runs(self.columns, self.cut.tile.pixels)))
+        return nest.sequence(*map(tiles, runs(self.columns, self.size.pixels)))
 
 
 def emit(
@@ -209,20 +236,20 @@ def emit(
     taps = conv.kernel if block else conv.kernel[::-1]
     packed = (panels, blocks, *taps, block or 1, lanes * vectors)
     kernel = Kernel(workload, source, packed, Layout(lanes))
-    direct = _Direct(conv, traits, cut, kernel)
+    direct = DirectTiles(kernel, *axes(conv), cut.tile, lanes, block, conv.channels)
     if cut.weights_stay:
-        nest = parallel_grid(
-            (conv.batch, panels, conv.out_height), lambda n, o, h: direct.row(n, o, h, block)
-        )
+        grid = parallel_grid((conv.batch, panels, conv.out_height), direct.row)
     else:
-        nest = parallel_grid(
-            (conv.batch, conv.out_height, panels), lambda n, h, o: direct.row(n, o, h, block)
+        grid = parallel_grid(
+            (conv.batch, conv.out_height, panels), lambda n, h, o: direct.row(n, o, h)
         )
-    return kernel.function(nest)
+    return kernel.function(grid)
 
 
-def _statements(axis: Axis, tile: RegisterTile) -> int:
-    return sum(run.width * tile.vectors * axis.kernel for run in runs(axis, tile.pixels))
+def too_many_statements(axis: Axis, tile: RegisterTile, copies: int = 1) -> bool:
+    """Whether tiles along `axis`, `copies` times over, would take long to compile."""
+    code = sum(run.width * tile.vectors * axis.taps for run in runs(axis, tile.pixels))
+    return code * copies > _MAX_STATEMENTS
 
 
 def efficiency(conv: Conv, cut: DirectPlan, traits: TargetTraits) -> float:
@@ -237,7 +264,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     lanes = traits.lanes
     cut = plan(conv, traits)
-    if _statements(horizontal(conv), cut.tile) > _MAX_STATEMENTS:
+    if too_many_statements(axes(conv)[1], cut.tile):
         return ()
     sources = [Layout(lanes)] if conv.channels > 4 else []
     if conv.channels < 2 * lanes:

@@ -22,6 +22,7 @@ from schedules.product import (
     Right,
     accumulator_lanes,
     build,
+    ceildiv,
     problem_of,
 )
 from schedules.tile import tallest
@@ -43,11 +44,22 @@ class ColumnPanels:
         """See the class."""
         matrix = array.swapaxes(-1, -2) if self.transposed else array
         *leading, depth, columns = matrix.shape
-        panels = -(-columns // self.block)
+        panels = ceildiv(columns, self.block)
         padded = np.zeros((*leading, depth, panels * self.block), array.dtype)
         padded[..., :columns] = matrix
         split = padded.reshape(*leading, depth, panels, self.block)
         return np.ascontiguousarray(split.swapaxes(-2, -3))
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of pack()'s result."""
+        *leading, rows, last = shape
+        depth, columns = (last, rows) if self.transposed else (rows, last)
+        return (*leading, -(-columns // self.block), depth, self.block)
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the packed array."""
+        depth, columns = shape[:-3:-1] if self.transposed else shape[-2:]
+        return (*shape[:-2], ceildiv(columns, self.block), depth, self.block)
 
 
 def efficiency(blocking: Blocking, problem: Problem, traits: TargetTraits) -> float:
@@ -68,7 +80,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     problem = problem_of(workload)
     lanes = accumulator_lanes(workload, traits)
-    widths = {min(vectors, -(-problem.columns // lanes)) for vectors in (2, 3, 4)}
+    widths = {min(vectors, ceildiv(problem.columns, lanes)) for vectors in (2, 3, 4)}
     return tuple(candidate(workload, traits, vectors) for vectors in sorted(widths))
 
 
@@ -79,7 +91,7 @@ def candidate(
     op, problem = workload.op, problem_of(workload)
     rows = min(tallest(vectors, traits), problem.rows)
     blocking = Blocking(
-        rows, vectors, accumulator_lanes(workload, traits), -(-problem.rows // rows)
+        rows, vectors, accumulator_lanes(workload, traits), ceildiv(problem.rows, rows)
     )
     packing = ColumnPanels(blocking.width, bool(op.attr("transpose_b")))
     return Candidate(

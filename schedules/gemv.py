@@ -29,6 +29,7 @@ from schedules.product import (
     ceildiv,
     problem_of,
 )
+from schedules.tile import tallest
 
 FEW_ROWS = 4
 
@@ -41,6 +42,14 @@ class Transposed:
         """See the class."""
         return np.ascontiguousarray(array.swapaxes(-1, -2))
 
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of pack()'s result."""
+        return (*shape[:-2], shape[-1], shape[-2])
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the packed array."""
+        return (*shape[:-2], shape[-1], shape[-2])
+
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Candidates for a matmul of at most four rows, or of fewer columns than a vector has lanes."""
@@ -50,9 +59,13 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
     found: list[Candidate] = []
     if op.constant[1] and problem.rows <= FEW_ROWS:
-        most = min((traits.vector_registers - 2) // problem.rows, ceildiv(problem.columns, lanes))
+        most = ceildiv(problem.columns, lanes)
         widths = {min(vectors, most) for vectors in (6, 8)}
-        found += [gemm.candidate(workload, traits, v, "gemv") for v in sorted(widths) if v > 4]
+        found += [
+            gemm.candidate(workload, traits, vectors, "gemv")
+            for vectors in sorted(widths)
+            if vectors > 4 and tallest(vectors, traits) >= problem.rows
+        ]
     readable = op.constant[1] or op.attr("transpose_b")
     if (
         readable
@@ -61,12 +74,6 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     ):
         found.append(inner_product(workload, traits))
     return tuple(found)
-
-
-def even(extent: int, most: int) -> tuple[int, int, int]:
-    """(count, size, larger): `extent` in parts of at most `most`, the first `larger` one longer."""
-    count = ceildiv(extent, most)
-    return (count, *divmod(extent, count))
 
 
 def inner_product(workload: Workload, traits: TargetTraits) -> Candidate:
@@ -98,8 +105,8 @@ def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
     b = nest.buffer((*leading, problem.columns, problem.depth), op.inputs[1].dtype, "b")
     operands = nest.operand_buffers(workload)
     output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
-    row_blocks, height, taller = even(problem.rows, rows)
-    column_blocks, width, wider = even(problem.columns, columns)
+    row_split = nest.Split.of(problem.rows, rows)
+    column_split = nest.Split.of(problem.columns, columns)
     whole = problem.depth // lanes
 
     def row_index(
@@ -175,22 +182,15 @@ def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
         )
 
     def task(t: PrimExpr) -> Stmt:
-        shape = (*problem.batch, row_blocks, column_blocks)
+        shape = (*problem.batch, row_split.count, column_split.count)
         *index, block, part = nest.unflatten(t, shape)
         batch = tuple(index)
+        return row_split.part(
+            block,
+            lambda row, tall: column_split.part(
+                part, lambda column, wide: tile(batch, row, column, tall, wide)
+            ),
+        )
 
-        def across(row: PrimExpr, tall: int) -> Stmt | None:
-            narrow = tile(batch, row, part * width + wider, tall, width)
-            if not wider:
-                return narrow
-            return nest.branch(
-                part < wider, tile(batch, row, part * (width + 1), tall, width + 1), narrow
-            )
-
-        short = across(block * height + taller, height)
-        if not taller:
-            return short
-        return nest.branch(block < taller, across(block * (height + 1), height + 1), short)
-
-    tasks = prod(problem.batch) * row_blocks * column_blocks
+    tasks = prod(problem.batch) * row_split.count * column_split.count
     return nest.function([a, b, *operands, output], nest.parallel(tasks, task))

@@ -8,6 +8,7 @@ body, so a nest reads from the outside in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, tirx
@@ -139,3 +140,37 @@ def unflatten(index: PrimExpr, shape: Sequence[int]) -> tuple[PrimExpr, ...]:
         result.append(quotient if first else tirx.floormod(quotient, integer(shape[axis])))
         stride *= shape[axis]
     return tuple(reversed(result))
+
+
+@dataclass(frozen=True)
+class Split:
+    """An axis in `count` parts whose sizes differ by one at most: the first `larger` have size + 1.
+
+    Unlike parts of one size and a remainder, no part is so thin that it wastes a register tile.
+    Where there are more parts than elements, the last ones are empty.
+    """
+
+    count: int
+    size: int
+    larger: int
+
+    @classmethod
+    def of(cls, extent: int, most: int, multiple: int = 1) -> Split:
+        """`extent` in parts of at most `most`, their number a multiple of `multiple`."""
+        count = -(-extent // most)
+        count = -(-count // multiple) * multiple
+        return cls(count, *divmod(extent, count))
+
+    @property
+    def largest(self) -> int:
+        return self.size + (1 if self.larger else 0)
+
+    def part(self, index: PrimExpr, body: Callable[[PrimExpr, int], Stmt]) -> Stmt:
+        """`body` of the start and the size of part `index`; it is built for each size in use."""
+        short = body(index * self.size + self.larger, self.size) if self.size else None
+        if not self.larger:
+            return short
+        long = body(index * (self.size + 1), self.size + 1)
+        if self.larger == self.count:
+            return long
+        return tirx.IfThenElse(index < self.larger, long, short)

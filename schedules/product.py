@@ -72,9 +72,7 @@ class Right(Enum):
 class Blocking:
     """How a product is cut: tiles of at most `rows` × `vectors`, `chunks` shares of the rows.
 
-    The rows are cut into blocks whose heights differ by one at most, so that no row count leaves a
-    thin remainder (197 rows are 13 blocks of 14 or 13 rows with 14 allowed). Blocks are a multiple
-    of chunks; batch × panels × chunks are the tasks shared among the workers.
+    batch × panels × chunks are the tasks shared among the workers.
     """
 
     rows: int
@@ -89,16 +87,17 @@ class Blocking:
     def panels(self, columns: int) -> int:
         return ceildiv(columns, self.width)
 
-    def blocks(self, rows: int) -> int:
-        return ceildiv(ceildiv(rows, self.rows), self.chunks) * self.chunks
+    def split(self, rows: int) -> nest.Split:
+        return nest.Split.of(rows, self.rows, self.chunks)
 
     def cycles(self, problem: Problem) -> float:
         """Estimated cycles of all tiles on one core with data in cache."""
-        height, taller = divmod(problem.rows, self.blocks(problem.rows))
+        split = self.split(problem.rows)
         panels = self.panels(problem.columns)
         last = ceildiv(problem.columns - (panels - 1) * self.width, self.lanes)
         total = 0.0
-        for rows, count in ((height + 1, taller), (height, self.blocks(problem.rows) - taller)):
+        sizes = ((split.size + 1, split.larger), (split.size, split.count - split.larger))
+        for rows, count in sizes:
             if rows and count:
                 whole = cycles(Tile(rows, self.vectors, self.lanes), problem.depth)
                 rest = cycles(Tile(rows, last, self.lanes), problem.depth)
@@ -107,8 +106,12 @@ class Blocking:
 
 
 def aligned(index: tuple[PrimExpr, ...], shape: tuple[int, ...]) -> tuple[PrimExpr, ...]:
-    """Index into leading axes `shape` that broadcast (as in NumPy) to the axes of `index`."""
-    used = index[len(index) - len(shape) :]
+    """Index into leading axes `shape` that broadcast (as in NumPy) to the axes of `index`.
+
+    Axes of extent 1 may be more than those of `index`.
+    """
+    padded = (nest.integer(0),) * len(shape) + index
+    used = padded[len(padded) - len(shape) :]
     return tuple(nest.integer(0) if dim == 1 else i for i, dim in zip(used, shape, strict=True))
 
 
@@ -124,8 +127,7 @@ def build(workload: Workload, blocking: Blocking, right: Right) -> PrimFunc:
     op, problem, lanes = workload.op, problem_of(workload), blocking.lanes
     dtype = accumulator_dtype(workload)
     width, panels = blocking.width, blocking.panels(problem.columns)
-    blocks = blocking.blocks(problem.rows)
-    height, taller = divmod(problem.rows, blocks)
+    split = blocking.split(problem.rows)
     last = problem.columns - (panels - 1) * width
     transposed = bool(op.attr("transpose_b"))
     a_shape, b_shape = op.inputs[0].shape, op.inputs[1].shape
@@ -201,17 +203,11 @@ def build(workload: Workload, blocking: Blocking, right: Right) -> PrimFunc:
         scratch = nest.buffer((problem.depth, width), dtype, "panel", scope)
 
         def block_of(block: PrimExpr) -> Stmt:
-            def short() -> Stmt:
-                return panel_of(batch, panel, block * height + taller, height, scratch, columns)
+            return split.part(
+                block, lambda row, rows: panel_of(batch, panel, row, rows, scratch, columns)
+            )
 
-            if not taller:
-                return short()
-            # More blocks than rows: those past the last row do nothing.
-            otherwise = short() if height else None
-            tall = panel_of(batch, panel, block * (height + 1), height + 1, scratch, columns)
-            return nest.branch(block < taller, tall, otherwise)
-
-        each = blocks // blocking.chunks
+        each = split.count // blocking.chunks
         return nest.sequence(
             nest.allocate(scratch) if right is Right.COPIED else None,
             copy(batch, panel, scratch, columns) if right is Right.COPIED else None,

@@ -98,6 +98,15 @@ def _absolute(x: PrimExpr) -> PrimExpr:
     return let(x, lambda x: tirx.Select(x < like(0, x), like(0, x) - x, x))
 
 
+def _negative(x: PrimExpr) -> PrimExpr:
+    dtype = dtype_of(x)
+    if _is_float(x):
+        return like(-1, x) * x
+    if dtype.startswith("uint"):  # TVM takes 0 − x for 0 there
+        return tirx.reinterpret(dtype, _negative(tirx.reinterpret(dtype[1:], x)))
+    return like(0, x) - x
+
+
 def _sign(x: PrimExpr) -> PrimExpr:
     """−1, 0 or 1; zeros and NaN stay as they are."""
     zero = like(0, x)
@@ -141,7 +150,7 @@ _LIBM = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "
 
 _UNARY: Mapping[str, Callable[[PrimExpr], PrimExpr]] = {
     "identity": lambda x: x,
-    "negative": lambda x: like(-1, x) * x if _is_float(x) else like(0, x) - x,
+    "negative": _negative,
     "abs": _absolute,
     "exp": _exp,
     "expm1": _expm1,
@@ -231,14 +240,22 @@ _WITH_ATTRS: Mapping[str, Callable[[PrimExpr, Mapping[str, Attr]], PrimExpr]] = 
 }
 
 
+def _exclusive_or(a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    return tirx.any(tirx.all(a, tirx.Not(b)), tirx.all(tirx.Not(a), b))
+
+
 def _divisor(a: PrimExpr, b: PrimExpr) -> PrimExpr:
     """b, or 1 where dividing a by b would trap: b = 0, or the least integer by −1."""
     if _is_constant(b) and int(b) not in (0, -1):
         return b
-    bad = b == like(0, b)
-    if not dtype_of(b).startswith("uint"):
-        bad = tirx.any(bad, tirx.all(b == like(-1, b), a == lowest(dtype_of(a))))
-    return tirx.Select(bad, like(1, b), b)
+    # Sums, not Select: the division would be moved into a Select's branches and trap there.
+    dtype = dtype_of(b)
+    result = b + tirx.Cast(dtype, b == like(0, b))
+    if not dtype.startswith("uint"):
+        # TVM takes a == lowest for impossible.
+        overflow = tirx.all(b == like(-1, b), a < lowest(dtype) + like(1, b))
+        result = result + tirx.Cast(dtype, overflow) * like(2, b)
+    return result
 
 
 def _divide(a: PrimExpr, b: PrimExpr) -> PrimExpr:
@@ -264,7 +281,8 @@ def _modulo(a: PrimExpr, b: PrimExpr) -> PrimExpr:
         wrong = tirx.any(tirx.all(r < zero, b > zero), tirx.all(r > zero, b < zero))
         return tirx.Select(wrong, r + b, r)
 
-    return let(_remainder(a, b), fix)
+    unsigned = dtype_of(a).startswith("uint")
+    return _remainder(a, b) if unsigned else let(_remainder(a, b), fix)
 
 
 def _floor_divide(a: PrimExpr, b: PrimExpr) -> PrimExpr:
@@ -274,9 +292,10 @@ def _floor_divide(a: PrimExpr, b: PrimExpr) -> PrimExpr:
     def fix(q: PrimExpr) -> PrimExpr:
         zero = like(0, a)
         inexact = q * b != a
-        return tirx.Select(tirx.all(inexact, (a < zero) != (b < zero)), q - like(1, a), q)
+        return tirx.Select(tirx.all(inexact, _exclusive_or(a < zero, b < zero)), q - like(1, a), q)
 
-    return let(_divide(a, b), fix)
+    unsigned = dtype_of(a).startswith("uint")
+    return _divide(a, b) if unsigned else fix(_divide(a, b))
 
 
 def _integer_power(a: PrimExpr, b: PrimExpr) -> PrimExpr:
@@ -309,7 +328,14 @@ def _power(a: PrimExpr, b: PrimExpr) -> PrimExpr:
     return tirx.call_pure_extern(dtype_of(a), name, a, b)
 
 
+def _equal(a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    # LLVM code generation has no comparison of bools.
+    return tirx.Not(_exclusive_or(a, b)) if dtype_of(a) == "bool" else a == b
+
+
 def _not_equal(a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    if dtype_of(a) == "bool":
+        return _exclusive_or(a, b)
     # TVM's != is false for NaN.
     if _is_float(a):
         return tirx.any(a < b, a > b, is_nan(a), is_nan(b))
@@ -337,7 +363,7 @@ _BINARY: Mapping[str, Callable[[PrimExpr, PrimExpr], PrimExpr]] = {
     "floor_mod": _modulo,
     "fmod": _remainder,
     "floor_divide": _floor_divide,
-    "equal": lambda a, b: a == b,
+    "equal": _equal,
     "not_equal": _not_equal,
     "less": lambda a, b: a < b,
     "less_equal": lambda a, b: a <= b,
@@ -345,7 +371,7 @@ _BINARY: Mapping[str, Callable[[PrimExpr, PrimExpr], PrimExpr]] = {
     "greater_equal": lambda a, b: a >= b,
     "logical_and": tirx.all,
     "logical_or": tirx.any,
-    "logical_xor": lambda a, b: tirx.any(tirx.all(a, tirx.Not(b)), tirx.all(tirx.Not(a), b)),
+    "logical_xor": _exclusive_or,
     "bitwise_and": tirx.bitwise_and,
     "bitwise_or": tirx.bitwise_or,
     "bitwise_xor": tirx.bitwise_xor,

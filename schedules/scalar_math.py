@@ -43,8 +43,11 @@ def dtype_of(x: PrimExpr) -> str:
 
 
 def let(x: PrimExpr, body: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
-    """`body(x)` with x evaluated once: expressions are trees, where uses would multiply."""
-    if isinstance(x, (tirx.Var, tirx.FloatImm, tirx.IntImm)):
+    """`body(x)` with a float x evaluated once: expressions are trees, where uses would multiply.
+
+    Integers are repeated: TVM's bounds analysis fails where a nest with such a variable is copied.
+    """
+    if isinstance(x, (tirx.Var, tirx.FloatImm, tirx.IntImm)) or "float" not in dtype_of(x):
         return body(x)
     var = tirx.Var("t", dtype_of(x))
     return tirx.Let(var, x, body(var))
@@ -114,13 +117,8 @@ def exp(x: PrimExpr) -> PrimExpr:
     def clamped(x: PrimExpr) -> PrimExpr:
         def scaled(r: PrimExpr, n: PrimExpr) -> PrimExpr:
             value = (r * r) * polynomial(r, _EXP) + r + f32(1)
-            return let(
-                n,
-                lambda n: let(
-                    n >> i32(1),
-                    lambda half: value * _power_of_two(half) * _power_of_two(n - half),
-                ),
-            )
+            half = n >> i32(1)
+            return value * _power_of_two(half) * _power_of_two(n - half)
 
         return _reduce_exp(x, scaled)
 
@@ -301,8 +299,9 @@ def round_half_even(x: PrimExpr) -> PrimExpr:
 
     def stable(x: PrimExpr) -> PrimExpr:
         def nearest(a: PrimExpr) -> PrimExpr:
-            rounded = copy_sign((a + f32(8388608.0)) - f32(8388608.0), x)
-            return tirx.Select(a < f32(8388608.0), rounded, x)
+            # A variable in between: TVM folds (a + c) − c.
+            rounded = let(a + f32(8388608.0), lambda sum_: sum_ - f32(8388608.0))
+            return tirx.Select(a < f32(8388608.0), copy_sign(rounded, x), x)
 
         return let(tirx.abs(x), nearest)
 

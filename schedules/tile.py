@@ -40,33 +40,56 @@ class Tile:
         )
 
 
-def accumulate(tile: Tile, depth: int, a: Element, b: Element, dtype: str, result: Buffer) -> Stmt:
-    """result[row, column] = Σₖ a(row, k) · b(k, column), summed in order of k in `dtype`.
+def accumulate(
+    tile: Tile,
+    depth: int,
+    a: Element,
+    b: Element,
+    dtype: str,
+    result: Buffer,
+    chains: int = 1,
+) -> Stmt:
+    """result[row, column] = Σₖ a(row, k) · b(k, column) in `dtype`.
 
     The sums live in registers, because constant indices alone touch them while they grow; `result`
     is memory of the worker, so that an epilogue may read it at any index. a and b must already
-    have type `dtype`.
+    have type `dtype`. A tile too small to hide the latency of a multiply-add takes several
+    `chains`, each of which sums every chains-th product in order.
     """
-    acc = nest.buffer((tile.rows, tile.vectors, tile.lanes), dtype, "acc", "local")
+    whole, rest = divmod(depth, chains)
+    acc = nest.buffer((chains, tile.rows, tile.vectors, tile.lanes), dtype, "acc", "local")
 
-    def step(k: PrimExpr) -> Stmt:
+    def step(chain: PrimExpr, k: PrimExpr) -> Stmt:
         return tile.each(
             lambda i, v, x: nest.write(
                 acc,
-                nest.read(acc, i, v, x) + a(i, k) * b(k, v * tile.lanes + x),
+                nest.read(acc, chain, i, v, x) + a(i, k) * b(k, v * tile.lanes + x),
+                chain,
                 i,
                 v,
                 x,
             )
         )
 
+    def total(i: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
+        value = nest.read(acc, 0, i, v, x)
+        for chain in range(1, chains):
+            value = value + nest.read(acc, chain, i, v, x)
+        return value
+
     return nest.sequence(
         nest.allocate(acc),
-        tile.each(lambda i, v, x: nest.write(acc, tirx.const(0, dtype), i, v, x)),
-        nest.serial(depth, step, name="k"),
-        tile.each(
-            lambda i, v, x: nest.write(result, nest.read(acc, i, v, x), i, v * tile.lanes + x)
+        nest.unrolled(
+            chains,
+            lambda c: tile.each(lambda i, v, x: nest.write(acc, tirx.const(0, dtype), c, i, v, x)),
         ),
+        nest.serial(
+            whole, lambda k: nest.unrolled(chains, lambda c: step(c, k * chains + c)), name="k"
+        )
+        if whole
+        else None,
+        nest.unrolled(rest, lambda c: step(c, whole * chains + c)) if rest else None,
+        tile.each(lambda i, v, x: nest.write(result, total(i, v, x), i, v * tile.lanes + x)),
     )
 
 

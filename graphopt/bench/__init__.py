@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from graphopt.bench.accuracy import output_errors, relative_error
-from graphopt.bench.compare import bench
+from graphopt.bench.compare import CompileOptions, bench
 from graphopt.bench.inputs import sample_inputs
 from graphopt.bench.report import ratio_table, summarise, to_json
 from graphopt.bench.result import EngineResult, Row, Spread, geometric_mean, paired_ratios
 
 __all__ = [
+    "CompileOptions",
     "EngineResult",
     "Row",
     "Spread",

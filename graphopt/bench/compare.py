@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import uses_external_data
 
 from graphopt.bench.accuracy import output_errors
 from graphopt.bench.inputs import Shapes, bind_shapes, is_dynamic, sample_inputs
@@ -204,16 +205,17 @@ def _prepare(
     folder: Path,
     limits: Mapping[str, int] | None,
 ) -> _Job:
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     feeds = sample_inputs(model, shapes, given=inputs, limits=limits)
     bound = path
-    if is_dynamic(model):
+    # Weights in files of their own are too large to copy for a peer's convenience.
+    if is_dynamic(model) and not any(map(uses_external_data, model.graph.initializer)):
         bound = folder / "bound.onnx"
         onnx.save(bind_shapes(model, feeds), bound)
     names = save_arrays(folder / "inputs.npz", feeds)
     outputs = [value.name for value in model.graph.output]
     # Only the shapes that the model leaves open: the rest it knows itself.
-    open_shapes = {name: feeds[name].shape for name in names} if bound != path else {}
+    open_shapes = {name: feeds[name].shape for name in names} if is_dynamic(model) else {}
     return _Job(path, bound, folder / "inputs.npz", names, outputs, open_shapes, threads, folder)
 
 

@@ -124,7 +124,7 @@ def wait_until_idle(processes: Iterable[EngineProcess], limit: float = 2.0) -> b
 
     Thread pools that spin go on for a while after a run, and would slow whoever comes next.
     """
-    step = 0.004
+    step = 0.015  # longer than a scheduler tick, at which running threads are accounted
     deadline = time.monotonic() + limit
     watched = list(processes)
     before = [process.cpu_seconds() for process in watched]

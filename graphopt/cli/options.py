@@ -110,7 +110,8 @@ def read_arrays(path: str) -> dict[str, Array]:
     except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, TypeError) as error:
         if isinstance(error, TypeError):  # np.load gives an array, which is no context manager
             raise InputError("input", f"'{path}' holds a single array.", hint=_NPZ) from error
-        raise InputError("input", f"'{path}' is not an .npz of numbers: {error}.", hint=_NPZ) from error
+        reason = f"'{path}' is not an .npz of numbers: {error}."
+        raise InputError("input", reason, hint=_NPZ) from error
 
 
 _NPZ = "make one with numpy.savez('in.npz', input_name=array)."

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 from onnx import AttributeProto, NodeProto, helper
 from tvm import relax
 
@@ -43,6 +44,13 @@ def constant(array: Array | float | int | bool, dtype: str | None = None) -> Exp
     """A Relax constant of `dtype` (default: the array's own)."""
     values = np.asarray(array) if dtype is None else np.asarray(array).astype(dtype)
     return relax.const(np.array(values, order="C"), str(values.dtype))
+
+
+def constant_array(value: Expr) -> Array | None:
+    """Values of a Relax constant; None for anything else."""
+    if isinstance(value, tvm.ir.GenericConst):
+        return np.asarray(value.value.numpy())
+    return None
 
 
 class GraphEmitter:

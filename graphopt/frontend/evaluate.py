@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from graphopt.frontend.model import Array
@@ -52,18 +52,24 @@ def evaluate(
     node: NodeProto, inputs: Mapping[str, Array], opsets: Mapping[str, int]
 ) -> dict[str, Array] | None:
     """Values of a node's outputs, or None if the reference evaluator cannot compute them."""
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    copy.domain = ""
-    versions = {domain: version for domain, version in opsets.items() if domain in ("", "ai.onnx")}
+    known = [name for name in node.input if name]
+    names = [name for name in node.output if name]
+    # The evaluator honours operator set versions for models only, not for single nodes.
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(known)],
+        [helper.make_empty_tensor_value_info(name) for name in names],
+    )
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     try:
+        model = helper.make_model(graph, opset_imports=imports)
         with np.errstate(all="ignore"):
-            results: list[Any] = ReferenceEvaluator(copy, opsets=versions).run(None, dict(inputs))
+            results: list[Any] = ReferenceEvaluator(model).run(None, dict(inputs))
     except Exception as error:
         # The evaluator raises whatever its NumPy code runs into. Not folding is always right.
         logger.debug("%s (%s) is not folded: %s", node.name, node.op_type, error)
         return None
-    names = [name for name in node.output if name]
     if len(names) != len(results):
         return None
     values = {}

@@ -123,7 +123,7 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
                     reason = _convert(node, values, emitter, model, opsets)
                     if reason is not None:
                         refused.append(_refusal(node, opsets, reason))
-                elif (node.domain, node.op_type) not in CONVERTERS:
+                elif not _is_known(node):
                     # Behind a refused node: only what is wrong with this one itself.
                     refused.append(_refusal(node, opsets, _unknown(node)))
                 if refused:
@@ -141,6 +141,12 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
         return tuple(refused), None
     names = tuple(output.name for output in proto.graph.output)
     return (), Graph(builder.get(), dict(emitter.sites), names)
+
+
+def _is_known(node: NodeProto) -> bool:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    plain = domain == "" and node.op_type in ("Identity", "Constant")
+    return plain or (domain, node.op_type) in CONVERTERS
 
 
 def _parameter(name: str, kind: Any, refused: list[UnsupportedNode]) -> Expr | None:
@@ -171,10 +177,10 @@ def _convert(
 ) -> Unsupported | None:
     """Convert one node; returns why not, if not."""
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if (domain, node.op_type) in (("", "Identity"), ("", "Constant")):
-        if node.op_type == "Identity":
-            values.values[node.output[0]] = values[node.input[0]]
-            return None
+    if domain == "" and node.op_type == "Identity":
+        values.values[node.output[0]] = values[node.input[0]]
+        return None
+    if domain == "" and node.op_type == "Constant":
         return Unsupported("the model was not prepared")
     converter = CONVERTERS.get((domain, node.op_type))
     if converter is None:

@@ -75,6 +75,9 @@ def _check(proto: ModelProto) -> None:
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
     graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    for value in (*graph.input, *graph.output):
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.shape.SetInParent()  # required by the checker, often left out
     known = {value.name for value in proto.graph.input}
     for tensor in proto.graph.initializer:
         inline = tensor.data_location != onnx.TensorProto.EXTERNAL

@@ -141,6 +141,11 @@ class _Emitter:
     # --- kernels and calls -----------------------------------------------------------------------
 
     def group(self, group: Group, candidate: Candidate) -> None:
+        if group.workload.output.elements == 0 and group.function is None:
+            for value in group.outputs:  # nothing to compute, but others may name it
+                self.made[value] = candidate.output
+                self.tensor(value, candidate.output)
+            return
         inputs = []
         for value, sig, constant, layout in zip(
             group.inputs,

@@ -16,6 +16,9 @@ from graphopt.lowering.translate import translate
 from schedules.interface import TensorSig
 
 
+MAX_ELEMENTS = 2**31 - 1
+
+
 def read_dataflow(graph: Graph) -> Dataflow:
     """The operations of main's dataflow block, with one value per tensor.
 
@@ -134,6 +137,12 @@ class _Reader:
         return self.interned[key]
 
     def _value(self, sig: TensorSig) -> int:
+        if sig.elements > MAX_ELEMENTS:
+            raise CompileError(
+                "lowering",
+                f"a tensor of shape {sig.shape} has more than {MAX_ELEMENTS} elements",
+                hint="Bind smaller shapes; kernels index with 32 bits.",
+            )
         self.values.append(sig)
         return len(self.values) - 1
 

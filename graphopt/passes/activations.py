@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, pi, sqrt
+from typing import Any
 
 from tvm import relax, tirx
 
@@ -110,7 +111,7 @@ def _hard_sigmoid(view: View, _var: Expr, value: Expr) -> HardSigmoid | None:
     return _saturating_line(view, call, factor)
 
 
-def _only_used_here(view: View, found: HardSigmoid) -> str | None:
+def _has_slope(view: View, found: HardSigmoid) -> str | None:
     return "the slope is zero" if found.alpha == 0.0 else None
 
 
@@ -121,7 +122,6 @@ class Gated:
     name: str
     x: Expr
     coefficient: float
-    final: bool  # the product goes on into no further multiplication
 
 
 SQRT_HALF: Polynomial = {1: sqrt(0.5)}
@@ -178,9 +178,7 @@ def _gated(view: View, var: Expr, value: Expr) -> Gated | None:
                 continue
             scale = scaled_by(view, var, x, factor)
             if scale is not None:
-                users = view.users(var)
-                final = all(not user or op_name(view.value(user)) != "multiply" for user in users)
-                return Gated(name, x, scale * multiple, final)
+                return Gated(name, x, scale * multiple)
     return None
 
 
@@ -232,7 +230,7 @@ class RecoverActivations:
 
     def run(self, graph: Graph) -> Outcome:
         bounds = ("maximum", "minimum", "clip", "nn.relu")
-        rules: tuple[Rule[object], ...] = (
+        rules: tuple[Rule[Any], ...] = (
             Rule("clip", bounds, _clip, lambda _view, c: clip(c.x, c.low, c.high)),
             Rule("sigmoid", ("divide",), _logistic, _make_logistic),
             Rule(
@@ -240,7 +238,7 @@ class RecoverActivations:
                 ("clip", "multiply"),
                 _hard_sigmoid,
                 lambda _view, h: fused_ops.hard_sigmoid(h.x, h.alpha, h.beta),
-                _only_used_here,
+                _has_slope,
             ),
             Rule("gated activation", ("multiply",), _gated, _make_gated, _unscaled),
         )

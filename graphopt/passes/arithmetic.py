@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -115,7 +116,7 @@ def _one_over_sqrt(view: View, _var: Expr, value: Expr) -> Expr | None:
 
 COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
 
-_RULES: tuple[Rule[object], ...] = (
+_RULES: tuple[Rule[Any], ...] = (
     Rule("constant to the right", COMMUTATIVE, _constant_left, _swap),
     Rule("x - c to x + (-c)", ("subtract",), _float_constant, _subtract),
     Rule("x / c to x * (1/c)", ("divide",), _float_constant, _divide, _invertible),

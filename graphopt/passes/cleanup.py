@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm_ffi
@@ -29,7 +30,7 @@ class FoldConstants:
     name: str = "fold_constants"
 
     def run(self, graph: Graph) -> Outcome:
-        rules: tuple[Rule[object], ...] = (
+        rules: tuple[Rule[Any], ...] = (
             Rule("fold", tuple(EVALUATORS), self._match, self._rewrite, self._check),
         )
         return apply_rules(graph, self.name, rules)
@@ -84,9 +85,7 @@ class MergeCommonSubexpressions:
             if value is None or op_name(value) in ("variable", "constant", "tuple", "other"):
                 continue
             candidates = first.setdefault(_outline(value), [])
-            twin = next(
-                (c for c in candidates if _same(dataflow.values[c], value, digests)), None
-            )
+            twin = next((c for c in candidates if _same(dataflow.values[c], value, digests)), None)
             if twin is None:
                 candidates.append(name)
             else:
@@ -140,8 +139,8 @@ def _digest(expr: Expr, digests: dict[object, bytes]) -> bytes:
     if expr not in digests:
         array = array_of(expr)
         assert array is not None  # only constants come here
-        data = np.ascontiguousarray(array).view(np.uint8) if array.ndim else array.tobytes()
-        digests[expr] = hashlib.blake2b(data, digest_size=16).digest()
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        digests[expr] = hashlib.blake2b(data.tobytes(), digest_size=16).digest()
     return digests[expr]
 
 

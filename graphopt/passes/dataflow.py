@@ -160,14 +160,16 @@ class Dataflow:
         result = substituted(self.result, renewed)
         if not isinstance(result, relax.Var):
             result = self._builder.normalize(result)
-        body = relax.SeqExpr([relax.DataflowBlock(bindings)], result)
+        body = self._builder.normalize(relax.SeqExpr([relax.DataflowBlock(bindings)], result))
         main = relax.Function(list(old.params), body, old.ret_ty, old.is_pure, old.attrs)
         module = self._graph.module.clone()
         module["main"] = main
-        return Graph(module, {n: self.sites[n] for n in names}, self._graph.outputs)
+        sites = {n: self.sites[n] for n in names if not isinstance(self.values[n], relax.Tuple)}
+        return Graph(module, sites, self._graph.outputs)
 
     def _insert(self, var: Var, value: Expr) -> None:
         self.vars[var.name] = var
+        self.sites.setdefault(var.name, ())  # main's result, a tuple, computes no node
         self.values[var.name] = value
         self.users[var.name] = Counter()
         for read in variables(value):

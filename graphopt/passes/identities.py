@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from tvm import relax
 
@@ -40,10 +42,20 @@ def _full_slice(_view: View, _var: Expr, value: Expr) -> Expr | None:
     return value.args[0] if slice_ranges(value) == whole else None
 
 
+NEUTRAL = {
+    "add": 0.0,
+    "subtract": 0.0,
+    "multiply": 1.0,
+    "divide": 1.0,
+    "maximum": -inf,
+    "minimum": inf,
+}
+
+
 def _neutral_constant(view: View, _var: Expr, value: Expr) -> Expr | None:
     x, right = value.args
     c = view.constant(right)
-    neutral = 0.0 if op_name(value) in ("add", "subtract") else 1.0
+    neutral = NEUTRAL[op_name(value)]
     if c is None or shape_of(x) != shape_of(value) or dtype_of(x) != dtype_of(value):
         return None
     return x if c.size and c.flat[0] == neutral and (c == neutral).all() else None
@@ -68,14 +80,12 @@ def _through(_view: View, x: Expr) -> Expr:
     return x
 
 
-_RULES: tuple[Rule[object], ...] = (
+_RULES: tuple[Rule[Any], ...] = (
     Rule("copy", ("variable", "constant"), _leaf, _through),
     Rule("same type", ("astype", "reshape", "broadcast_to"), _same_type, _through),
     Rule("identity permutation", ("permute_dims",), _identity_permutation, _through),
     Rule("whole slice", ("strided_slice",), _full_slice, _through),
-    Rule(
-        "neutral constant", ("add", "subtract", "multiply", "divide"), _neutral_constant, _through
-    ),
+    Rule("neutral constant", tuple(NEUTRAL), _neutral_constant, _through),
     Rule("concatenation of one", ("concat",), _single_concat, _through),
     Rule("item of a known tuple", ("item",), _known_item, _through),
 )

@@ -1,4 +1,4 @@
-"""The engine behind the rewriting passes: rules with pattern, check and rewrite, applied to a Graph."""
+"""The engine of the rewriting passes: rules of pattern, check and rewrite, applied to a Graph."""
 
 from __future__ import annotations
 
@@ -186,9 +186,7 @@ def _substitute(dataflow: Dataflow, view: View, root: str, replacement: Expr) ->
     return [n for n in new if n in dataflow.values]
 
 
-def _looked_through(
-    dataflow: Dataflow, view: View, root: str, leaves: set[str]
-) -> tuple[str, ...]:
+def _looked_through(dataflow: Dataflow, view: View, root: str, leaves: set[str]) -> tuple[str, ...]:
     """Nodes of the bindings seen on the way from `root` to the leaves of its replacement."""
     found: list[str] = []
     pending, visited = [root], {root}
@@ -234,4 +232,3 @@ def _flattened(
         return dataflow.typed(leaf(item)) if isinstance(item, relax.Tuple) else item
 
     return flat(expr)
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -173,7 +175,7 @@ class SimplifySlices:
 
     def run(self, graph: Graph) -> Outcome:
         cut = ("strided_slice",)
-        rules: tuple[Rule[object], ...] = (
+        rules: tuple[Rule[Any], ...] = (
             Rule("take to slice", ("take",), _scalar_take, _cut),
             Rule("split to slices", ("item",), _split_item, _cut),
             Rule("slice of slice", cut, _nested, _cut),
@@ -229,7 +231,7 @@ def _divisible(view: View, found: Columns) -> str | None:
             return "the product is used as a whole, too"
         taken.append((piece.begin, piece.end))
     taken.sort()
-    if any(left[1] > right[0] for left, right in zip(taken, taken[1:], strict=False)):
+    if any(left[1] > right[0] for left, right in pairwise(taken)):
         return "the slices overlap"
     return None
 

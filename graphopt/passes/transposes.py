@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -75,6 +76,45 @@ def _across_view(view: View, _var: Expr, value: Expr) -> Permuted | None:
 
 
 @dataclass(frozen=True)
+class Unpadded:
+    """permute(reshape(x, source)), where x is what a permutation in another rank read."""
+
+    x: Expr
+    source: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+def _view_after(view: View, var: Expr, value: Expr) -> Unpadded | None:
+    """reshape(permute(x)) where the reshape only inserts or removes unit axes, and is the last."""
+    call = view.call(value.args[0], "permute_dims")
+    if call is None or not view.used_once(value.args[0]):
+        return None
+    users = view.users(var)
+    if users and all(user and op_name(view.value(user)) == "reshape" for user in users):
+        return None
+    before, after = shape_of(call), shape_of(value)
+    if [d for d in before if d != 1] != [d for d in after if d != 1]:
+        return None
+    dims = shape_of(call.args[0])
+    long_axes = [axis for axis, dim in enumerate(dims) if dim != 1]
+    moved = [axis for axis in permutation(call) if dims[axis] != 1]
+    places = [axis for axis, dim in enumerate(after) if dim != 1]
+    source, axes = list(after), list(range(len(after)))
+    for place, old in zip(places, long_axes, strict=True):
+        source[place] = dims[old]
+    for place, old in zip(places, moved, strict=True):
+        axes[place] = places[long_axes.index(old)]
+    return Unpadded(call.args[0], tuple(source), tuple(axes))
+
+
+def _view_first(_view: View, found: Unpadded) -> Expr:
+    x = found.x
+    if shape_of(x) != found.source:
+        x = reshaped(x, found.source)
+    return relax.op.permute_dims(x, list(found.axes))
+
+
+@dataclass(frozen=True)
 class Pushed:
     """permute(op(operands)): each operand with what it becomes in front of the permutation."""
 
@@ -138,6 +178,8 @@ def _push(_view: View, found: Pushed) -> Expr:
 class SimplifyTransposes:
     """Chains become one permute_dims, pairs cancel; unit axes stay in place.
 
+    A view that inserts or removes unit axes moves in front of the permutation, which then gives
+    its consumer's shape directly: (B,S,H,D) to (B,H,S,D) in front of attention.
     A transpose is moved in front of an elementwise operator if fewer are left in all.
     """
 
@@ -145,12 +187,11 @@ class SimplifyTransposes:
 
     def run(self, graph: Graph) -> Outcome:
         root = ("permute_dims",)
-        rules: tuple[Rule[object], ...] = (
+        rules: tuple[Rule[Any], ...] = (
             Rule("compose", root, _composed, _build),
             Rule("compose across a view", root, _across_view, _build),
             Rule("leave unit axes", root, _unit_axes_in_place, _build),
+            Rule("view before permutation", ("reshape",), _view_after, _view_first),
             Rule("push through elementwise", root, _elementwise, _push, _worth),
         )
         return apply_rules(graph, self.name, rules)
-
-

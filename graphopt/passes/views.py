@@ -1,9 +1,10 @@
-"""Reshapes: one op for all views, one view for a chain of them, none between a matmul and its sum."""
+"""Reshapes: one op for every view, one view for a chain, none between a product and its sum."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -11,7 +12,15 @@ from tvm import relax
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome
 from graphopt.passes.rewrite import Rule, View, apply_rules
-from graphopt.passes.values import Expr, op_name, permutation, reshaped, shape_of
+from graphopt.passes.values import (
+    ELEMENTWISE,
+    Expr,
+    constant,
+    op_name,
+    permutation,
+    reshaped,
+    shape_of,
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,14 @@ def _unit_permutation(_view: View, _var: Expr, value: Expr) -> Viewed | None:
     return Viewed(value.args[0], shape_of(value))
 
 
+def _no_view(_view: View, _var: Expr, value: Expr) -> Viewed | None:
+    same = shape_of(value) == shape_of(value.args[0])
+    return Viewed(value.args[0], shape_of(value)) if same else None
+
+
 def _reshape(_view: View, found: Viewed) -> Expr:
-    return reshaped(found.x, found.shape)
+    same = shape_of(found.x) == found.shape
+    return found.x if same else reshaped(found.x, found.shape)
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class CanonicalizeViews:
     name: str = "canonicalize_views"
 
     def run(self, graph: Graph) -> Outcome:
-        rules: tuple[Rule[object], ...] = (
+        rules: tuple[Rule[Any], ...] = (
             Rule(
                 "view",
                 ("squeeze", "expand_dims", "flatten", "nn.batch_flatten"),
@@ -59,6 +74,7 @@ class CanonicalizeViews:
                 _reshape,
             ),
             Rule("chain of views", ("reshape",), _chain, _reshape),
+            Rule("view of the same shape", ("reshape",), _no_view, _reshape),
             Rule("permutation of unit axes", ("permute_dims",), _unit_permutation, _reshape),
         )
         return apply_rules(graph, self.name, rules)
@@ -89,7 +105,11 @@ def _projection(view: View, _var: Expr, value: Expr) -> Projection | None:
     if call is None or len(shape_of(call.args[1])) != 2:
         return None
     return Projection(
-        call.args[0], call.args[1], tuple(reversed(steps)), tuple(links), shape_of(value),
+        call.args[0],
+        call.args[1],
+        tuple(reversed(steps)),
+        tuple(links),
+        shape_of(value),
         shape_of(value.args[0]),
     )
 
@@ -98,23 +118,32 @@ def _movable(view: View, found: Projection) -> str | None:
     last = found.old[-1]
     if not all(view.used_once(link) for link in found.links):
         return "the product is used in its old shape, too"
-    if not found.shape or found.shape[-1] != last or len(found.shape) < 2:
-        return "the view changes the last axis"
     for _, operand in found.steps:
         dims = shape_of(operand)
         if prod(dims) not in (1, last) or (prod(dims) == last and dims[-1:] != (last,)):
             return "an operand varies along other axes than the last"
+    if _single_rows(found):
+        return None
+    if len(found.shape) < 2 or found.shape[-1] != last:
+        return "the view changes the last axis"
     return None
 
 
+def _single_rows(found: Projection) -> bool:
+    """Whether the product is a batch of single rows, (M, 1, K), rather than one matrix."""
+    return len(found.old) > 2 and found.old[-2] == 1 and prod(found.old[:-1]) > 1
+
+
 def _move(_view: View, found: Projection) -> Expr:
-    rows = (*found.shape[:-1], shape_of(found.x)[-1])
-    result = relax.op.matmul(reshaped(found.x, rows), found.weight)
+    lead: tuple[int, ...] = found.shape[:-1]
+    if found.shape[-1] != found.old[-1] or _single_rows(replace(found, old=found.shape)):
+        lead = (*[1] * (len(found.old) - 2), prod(found.old[:-1]))
+    result = relax.op.matmul(reshaped(found.x, (*lead, shape_of(found.x)[-1])), found.weight)
     for call, operand in found.steps:
         dims = shape_of(operand)
         flat = operand if len(dims) <= 1 else reshaped(operand, (prod(dims),))
         result = tvm.ir.Call(call.op, [result, flat], call.attrs)
-    return result
+    return result if (*lead, found.old[-1]) == found.shape else reshaped(result, found.shape)
 
 
 @dataclass(frozen=True)
@@ -122,11 +151,79 @@ class HoistViews:
     """reshape(x @ W + b) becomes reshape(x) @ W + b where the last axis stays.
 
     The view then stands at the product's input, and what follows it, a residual sum say, can be
-    fused with the product.
+    fused with the product. A batch of single rows, (M,1,K), becomes one matrix, (1,M,K).
     """
 
     name: str = "hoist_views"
 
     def run(self, graph: Graph) -> Outcome:
         rule = Rule("view after projection", ("reshape",), _projection, _move, _movable)
+        return apply_rules(graph, self.name, (rule,))
+
+
+@dataclass(frozen=True)
+class Sinkable:
+    """op(reshape(y), reshape(z), constants) where the reshapes move unit axes only."""
+
+    call: Expr
+    operands: tuple[Expr, ...]
+    shape: tuple[int, ...]
+
+
+def _same_but_units(left: tuple[int, ...], right: tuple[int, ...]) -> bool:
+    return [d for d in left if d != 1] == [d for d in right if d != 1]
+
+
+def _sinkable(view: View, _var: Expr, value: Expr) -> Sinkable | None:
+    after = shape_of(value)
+    sources = []
+    for operand in value.args:
+        call = view.call(operand, "reshape") if isinstance(operand, relax.Var) else None
+        if call is not None and view.used_once(operand):
+            sources.append(call.args[0])
+        elif isinstance(operand, relax.Var):
+            return None
+    if not sources:
+        return None
+    before = shape_of(sources[0])
+    if any(shape_of(s) != before for s in sources) or not _same_but_units(before, after):
+        return None
+    moved: list[Expr] = []
+    for operand in value.args:
+        array = view.constant(operand)
+        if isinstance(operand, relax.Var):
+            source = view.call(operand, "reshape")
+            if shape_of(operand) != after or source is None:
+                return None
+            moved.append(source.args[0])
+        elif array is None:
+            moved.append(operand)  # clip's bounds
+        elif array.size == 1:
+            moved.append(constant(array.reshape(())))
+        else:
+            dims = (1,) * (len(after) - array.ndim) + array.shape
+            long_axes = iter(d for d, full in zip(dims, after, strict=True) if full != 1)
+            moved.append(
+                constant(array.reshape([1 if d == 1 else next(long_axes) for d in before]))
+            )
+    return Sinkable(value, tuple(moved), after)
+
+
+def _sink(_view: View, found: Sinkable) -> Expr:
+    inner = tvm.ir.Call(found.call.op, list(found.operands), found.call.attrs)
+    return reshaped(inner, found.shape)
+
+
+@dataclass(frozen=True)
+class SinkViews:
+    """f(reshape(y)) becomes reshape(f(y)) for elementwise f and reshapes that move unit axes.
+
+    Bias and activation of a one-dimensional convolution, which runs as a two-dimensional one,
+    then follow it directly.
+    """
+
+    name: str = "sink_views"
+
+    def run(self, graph: Graph) -> Outcome:
+        rule = Rule("elementwise before view", ELEMENTWISE, _sinkable, _sink)
         return apply_rules(graph, self.name, (rule,))

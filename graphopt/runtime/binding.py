@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.codegen.plan import TensorSpec
-from graphopt.errors import InputError
-from graphopt.runtime.memory import ALIGNMENT, address, aligned_empty, numpy_dtype
+from graphopt.errors import GraphoptError, InputError
+from graphopt.runtime.memory import ALIGNMENT, address, new_aligned, numpy_dtype
 from graphopt.runtime.workspace import Workspace
 
 Arrays = dict[str, NDArray[Any]]
@@ -25,7 +25,7 @@ class Port:
 
     def __init__(self, spec: TensorSpec) -> None:
         if None in spec.shape:
-            raise InputError("run", f"{spec.name} has an unbound dimension: {spec.shape}.")
+            raise GraphoptError("run", f"{spec.name} has an unbound dimension: {spec.shape}.")
         self.name = spec.name
         self.dtype = numpy_dtype(spec.dtype)
         self.shape = tuple(size for size in spec.shape if size is not None)
@@ -39,10 +39,6 @@ class Port:
             and array.shape == self.shape
             and not isinstance(array, np.ma.MaskedArray)
         )
-
-    def new(self) -> NDArray[Any]:
-        """A fresh aligned array for this tensor."""
-        return aligned_empty(self.shape, self.dtype, self.nbytes)
 
 
 class InputBinder:
@@ -102,7 +98,9 @@ class InputBinder:
             ):
                 staged = workspace.staging[index]
                 if staged is None:
-                    staged = workspace.staging[index] = port.new()
+                    staged = workspace.staging[index] = new_aligned(
+                        port.shape, port.dtype, port.nbytes
+                    )[0]
                 staged[...] = array
                 place = address(staged)
             result.append(place)
@@ -143,15 +141,20 @@ class OutputBinder:
             raise _input_error(problems)
         return dict(out)
 
-    def arrays(self, out: Arrays) -> Arrays:
-        """What the kernels write into: the caller's arrays where that is possible."""
-        result = {}
+    def arrays(self, out: Arrays) -> tuple[Arrays, list[int]]:
+        """What the kernels write into, with addresses: the caller's arrays where they can be."""
+        arrays, addresses = {}, []
         for port in self._ports:
             array = out.get(port.name) if out else None
-            if array is None or not array.flags.c_contiguous or address(array) % ALIGNMENT:
-                array = port.new()
-            result[port.name] = array
-        return result
+            if array is not None and array.flags.c_contiguous:
+                place = address(array)
+                if not place % ALIGNMENT:
+                    arrays[port.name] = array
+                    addresses.append(place)
+                    continue
+            arrays[port.name], place = new_aligned(port.shape, port.dtype, port.nbytes)
+            addresses.append(place)
+        return arrays, addresses
 
 
 def _problems(

@@ -26,11 +26,17 @@ def address(array: NDArray[Any]) -> int:
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> NDArray[Any]:
     """A new C-contiguous array of `nbytes` in all, uninitialised, at a multiple of ALIGNMENT."""
+    return new_aligned(shape, dtype, nbytes)[0]
+
+
+def new_aligned(
+    shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int
+) -> tuple[NDArray[Any], int]:
+    """As `aligned_empty`, with the array's address."""
     room = np.empty(nbytes + ALIGNMENT, _UINT8)
-    array: NDArray[Any] = np.ndarray(
-        shape, dtype, room, -_addressof(_from_buffer(room)) % ALIGNMENT
-    )
-    return array
+    start = _addressof(_from_buffer(room))
+    offset = -start % ALIGNMENT
+    return np.ndarray(shape, dtype, room, offset), start + offset
 
 
 def aligned_zeros(nbytes: int) -> NDArray[np.uint8]:

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.codegen.plan import Plan, TensorSpec
-from graphopt.errors import InputError
+from graphopt.errors import GraphoptError, OptionError
 from graphopt.runtime.binding import Arrays, InputBinder, OutputBinder
 from graphopt.runtime.crew import Crew, Program, Turn
 from graphopt.runtime.memory import ALIGNMENT, address
 from graphopt.runtime.profiler import Profile, Stopwatch, summarise
-from graphopt.runtime.workspace import Context
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +43,19 @@ class Session:
                 and never more than that.
 
         Raises:
-            InputError: an argument is out of range.
+            OptionError: threads < 1.
+            GraphoptError: the weights are too few or not aligned.
         """
         threads = plan.threads if threads is None else threads
         if threads < 1:
-            raise InputError("run", f"threads is {threads}; at least 1 is needed.")
+            raise OptionError("run", f"threads is {threads}; at least 1 is needed.")
         if threads != plan.threads:
             log.warning(
                 "the program was compiled and tuned for %d threads; it runs with %d",
                 *(plan.threads, min(threads, plan.threads)),
             )
         if weights.nbytes < plan.weight_bytes or address(weights) % ALIGNMENT:
-            raise InputError(
+            raise GraphoptError(
                 "run",
                 f"weights of {weights.nbytes} bytes at {address(weights):#x}; "
                 f"{plan.weight_bytes} bytes aligned to {ALIGNMENT} are needed.",
@@ -101,12 +101,13 @@ class Session:
         """
         arrays = self._inputs.check(inputs)
         mine = self._outputs.check(out) if out is not None else {}
-        results = self._outputs.arrays(mine)
+        results, written = self._outputs.arrays(mine)
         crew = self._crew
         turn = Turn()
         try:
             context = crew.enter(turn)
-            crew.execute(context, self._bound(context, arrays, mine, results))
+            read = self._inputs.addresses(arrays, context.workspace, mine)
+            crew.execute(context, read + written)
         finally:
             crew.leave(turn)
         return _deliver(results, mine) if mine else results
@@ -121,21 +122,23 @@ class Session:
             repeats: runs to measure, after one that is not counted.
 
         Raises:
-            InputError: the inputs do not fit, or repeats < 1.
+            InputError: the inputs do not fit.
+            OptionError: repeats < 1.
         """
         if repeats < 1:
-            raise InputError("profile", f"repeats is {repeats}; at least 1 is needed.")
+            raise OptionError("profile", f"repeats is {repeats}; at least 1 is needed.")
         arrays = self._inputs.check(inputs)
         watches = []
         for index in range(repeats + 1):
             watch = Stopwatch(len(self.plan.calls))
-            results = self._outputs.arrays({})
+            _results, written = self._outputs.arrays({})  # _results keeps the memory alive
             crew = self._crew
             turn = Turn()
             try:
                 watch.start()
                 context = crew.enter(turn)
-                crew.execute(context, self._bound(context, arrays, {}, results), watch)
+                read = self._inputs.addresses(arrays, context.workspace, {})
+                crew.execute(context, read + written, watch)
             finally:
                 crew.leave(turn)
                 watch.stop()
@@ -158,17 +161,6 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _bound(
-        self,
-        context: Context,
-        arrays: Mapping[str, NDArray[Any]],
-        mine: Arrays,
-        results: Arrays,
-    ) -> list[int]:
-        places = self._inputs.addresses(arrays, context.workspace, mine)
-        places += [address(array) for array in results.values()]
-        return places
 
     def _renew(self) -> None:
         """In a forked child: threads, locks and semaphores of the parent do not exist here."""

@@ -7,6 +7,7 @@ directory on sys.path, since test directories are not packages).
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from tvm import s_tir, tirx
 from schedules.interface import Candidate, Epilogue, Layout, TargetTraits, TensorSig, Workload
 
 Array = np.ndarray[Any, Any]
+
+# TVM makes its pool at the first parallel loop, by default for half the CPUs.
+os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
 
 AVX512 = TargetTraits("x86_64", vector_bytes=64, vector_registers=32, vnni=True)
 AVX2 = TargetTraits("x86_64", vector_bytes=32, vector_registers=16)

@@ -1,0 +1,216 @@
+"""The command line's grammar and its help."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from graphopt import __version__
+from graphopt.cli import options
+
+_SHAPE_HELP = (
+    "shape of an input whose dimensions the model leaves open, such as --shape x=1,3,224,224; "
+    "once per input"
+)
+_TARGET_HELP = (
+    "processor to compile for: cpu (this machine), cpu:NAME, x86_64:NAME or aarch64:NAME with "
+    "LLVM's name of a processor or level, such as cpu:x86-64-v3 or aarch64:cortex-a76"
+)
+_EXIT_CODES = "exit codes: 0 ok, 1 the check failed, 2 wrong usage or input, 3 a defect of graphopt"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; args.verb is the name of the chosen verb."""
+    parser = argparse.ArgumentParser(
+        prog="graphopt",
+        description="Compile ONNX models to small, fast, verified programs.",
+        epilog="graphopt VERB --help explains a verb.  " + _EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"graphopt {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _inspect(verbs)
+    _compile(verbs)
+    _run(verbs)
+    _verify(verbs)
+    _profile(verbs)
+    _bench(verbs)
+    _cache(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, summary: str, description: str, *examples: str) -> Any:
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="examples:\n" + "\n".join(f"  graphopt {name} {e}" for e in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--verbose", action="store_true", help="show what the library logs")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+    return parser
+
+
+def _target_flags(parser: Any) -> None:
+    parser.add_argument("--target", default="cpu", help=_TARGET_HELP)
+    _shape_flag(parser)
+
+
+def _shape_flag(parser: Any, text: str = _SHAPE_HELP) -> None:
+    parser.add_argument(
+        "--shape", action="append", type=options.shape, metavar="NAME=DIMS", help=text
+    )
+
+
+def _threads_flag(parser: Any, default: str) -> None:
+    parser.add_argument(
+        "--threads", type=options.positive, metavar="N", help=f"threads ({default})"
+    )
+
+
+def _numerics_flag(parser: Any) -> None:
+    parser.add_argument(
+        "--numerics",
+        choices=("default", "strict"),
+        default="default",
+        help="strict: no Winograd and nothing else that spreads non-finite values",
+    )
+
+
+def _inspect(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "inspect",
+        "say what a model contains and whether it compiles",
+        "Say what a model takes, gives and contains, and every node that would not import.\n"
+        "Exits with 1 if some would not.",
+        "model.onnx",
+        "model.onnx --shape x=1,3,224,224 --json",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx")
+    _target_flags(parser)
+
+
+def _compile(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "compile",
+        "compile a model to a .gopt file",
+        "Compile an ONNX model to one .gopt file, which needs no compiler to run.\n"
+        "Programs are kept in a cache and found again (see graphopt cache).",
+        "model.onnx -o model.gopt",
+        "model.onnx -o model.gopt --shape x=1,3,224,224 --threads 2",
+        "model.onnx -o model.gopt --shape x=1,128 --shape x=8,128   (two specialisations)",
+        "model.onnx -o model.gopt --target aarch64:cortex-a76",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.gopt")
+    parser.add_argument("--target", default="cpu", help=_TARGET_HELP)
+    _shape_flag(
+        parser, _SHAPE_HELP + "; given k times for one input, it makes k programs in one file"
+    )
+    _threads_flag(parser, "default: physical cores")
+    _numerics_flag(parser)
+    records = parser.add_mutually_exclusive_group()
+    records.add_argument("--tuning-log", metavar="DIR", help="not available in this version")
+    records.add_argument("--no-records", action="store_true", help="use no tuning records")
+    parser.add_argument("--dump-ir", metavar="DIR", help="write the IR after each pass there")
+    parser.add_argument(
+        "--max-weight-growth",
+        type=float,
+        metavar="X",
+        help="packed weights may take X times the model's weights (default: 2)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor fill the cache")
+
+
+def _run(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "run",
+        "run a .gopt file",
+        "Run a .gopt file on the arrays of an .npz file.",
+        "model.gopt --input in.npz --output out.npz",
+    )
+    parser.add_argument("program", metavar="FILE.gopt")
+    parser.add_argument("--input", required=True, metavar="IN.npz", help="arrays by input name")
+    parser.add_argument("--output", metavar="OUT.npz", help="where to write the outputs")
+    _threads_flag(parser, "default: as compiled")
+
+
+def _verify(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "verify",
+        "compare with ONNX Runtime",
+        "Compare every output with ONNX Runtime's, optimisations off.\n"
+        "Without --input the inputs are seeded: floats standard normal, integers small and not\n"
+        "negative, masks ones. Exits with 1 if an output is further off than the tolerance.",
+        "model.onnx",
+        "model.gopt --against model.onnx --input in.npz",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx|FILE.gopt")
+    parser.add_argument("--against", metavar="MODEL.onnx", help="the reference; needed for a .gopt")
+    parser.add_argument("--input", metavar="IN.npz", help="arrays by input name")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: 0)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="max|y-ref| / max|ref| (default: 1e-4)"
+    )
+    _target_flags(parser)
+    _threads_flag(parser, "default: physical cores")
+    _numerics_flag(parser)
+
+
+def _profile(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "profile",
+        "show where the time of a .gopt file goes",
+        "Show the time of each kernel call, the ONNX nodes it computes, and the time outside.",
+        "model.gopt",
+        "model.gopt --input in.npz --repeats 100 --all",
+    )
+    parser.add_argument("program", metavar="FILE.gopt")
+    parser.add_argument("--input", metavar="IN.npz", help="arrays by input name (default: random)")
+    parser.add_argument("--repeats", type=options.positive, default=20, help="runs (default: 20)")
+    parser.add_argument("--all", action="store_true", help="show every call, not the 20 slowest")
+    _shape_flag(parser, "which specialisation to profile")
+    _threads_flag(parser, "default: as compiled")
+
+
+def _bench(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "bench",
+        "compare latencies with other engines",
+        "Compare latencies with other engines: each in a process of its own, taking turns on the\n"
+        "same inputs, outputs compared. Exits with 1 if an engine fails or an output is wrong.",
+        "model.onnx --vs onnxruntime,openvino --threads 2",
+        "model.gopt --against model.onnx",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx|FILE.gopt")
+    parser.add_argument("--against", metavar="MODEL.onnx", help="what the peers run, for a .gopt")
+    parser.add_argument(
+        "--vs", default="onnxruntime", metavar="ENGINES", help="onnxruntime,openvino (either, both)"
+    )
+    parser.add_argument("--rounds", type=options.positive, default=10, help="turns (default: 10)")
+    parser.add_argument("--no-records", action="store_true", help="use no tuning records")
+    _target_flags(parser)
+    _threads_flag(parser, "default: physical cores")
+
+
+def _cache(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "cache",
+        "show or clear the compile cache",
+        "Show or clear the compile cache. It lies in $GRAPHOPT_CACHE, else in\n"
+        "$XDG_CACHE_HOME/graphopt, else in ~/.cache/graphopt, and keeps to\n"
+        "$GRAPHOPT_CACHE_LIMIT (default 4G), dropping what was not used for longest.",
+        "",
+        "clear",
+    )
+    parser.add_argument("action", nargs="?", choices=("show", "clear"), default="show")

@@ -1,0 +1,197 @@
+"""The verbs: each calls one function of the API and shows what it returns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import graphopt
+from graphopt.cli import options, render
+from graphopt.cli.progress import spinner
+from graphopt.errors import OptionError
+
+OK, FAILED = 0, 1
+
+
+class Screen:
+    """Where results (stdout) and everything else (stderr) go."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.out = Console(soft_wrap=True, highlight=False)
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def show(self, result: dict[str, Any], *renderables: Any) -> None:
+        """Print the JSON form or the readable one."""
+        if self.as_json:
+            self.out.file.write(json.dumps(_finite(result), allow_nan=False) + "\n")
+            return
+        for renderable in renderables:
+            self.out.print(renderable)
+
+    def busy(self, text: str) -> Any:
+        """A spinner while the block runs."""
+        return spinner(self.err, text)
+
+
+def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the verb's name)
+    """graphopt compile"""
+    from graphopt.codegen.linker import find_linker
+
+    path = options.writable(args.output)
+    target = graphopt.TargetSpec.parse(args.target)
+    find_linker(target.arch)  # a missing one is said before the work, not after it
+    with screen.busy(f"compiling {args.model}"):
+        model = graphopt.compile(
+            args.model,
+            target,
+            shapes=options.specialisations(args.shape),
+            threads=args.threads,
+            tuning_log=() if args.no_records else args.tuning_log,
+            numerics=args.numerics,
+            dump_ir=args.dump_ir,
+            max_weight_growth=args.max_weight_growth,
+            cache=not args.no_cache and args.dump_ir is None,
+        )
+        model.save(path)
+    nbytes = path.stat().st_size
+    reports = model.reports
+    for account in reports:
+        for warning in account.warnings:
+            screen.err.print(f"warning: {warning}", markup=False)
+    result = {
+        "output": str(path),
+        "bytes": nbytes,
+        "programs": [account.to_dict() for account in reports],
+    }
+    tables = [render.report(account) for account in reports]
+    screen.show(result, *tables, f"wrote {path} ({render.size(nbytes)})")
+    return OK
+
+
+def run(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt run"""
+    path = options.writable(args.output) if args.output else None
+    inputs = options.read_arrays(args.input)
+    outputs = graphopt.load(args.program, threads=args.threads).run(inputs)
+    if path is not None:
+        options.write_arrays(path, outputs)
+    result = {
+        "output": None if path is None else str(path),
+        "outputs": [
+            {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+            for name, array in outputs.items()
+        ],
+    }
+    screen.show(result, render.arrays(outputs))
+    return OK
+
+
+def verify(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt verify"""
+    inputs = options.read_arrays(args.input) if args.input else None
+    with screen.busy(f"verifying {args.model}"):
+        result = graphopt.verify(
+            args.model,
+            args.against,
+            inputs=inputs,
+            shapes=options.one_specialisation(args.shape),
+            target=args.target,
+            threads=args.threads,
+            numerics=args.numerics,
+            tolerance=args.tolerance,
+            seed=args.seed,
+        )
+    verdict = "all outputs agree" if result.ok else "some outputs are wrong"
+    screen.show(result.to_dict(), render.verification(result), f"inputs: {result.inputs}", verdict)
+    return OK if result.ok else FAILED
+
+
+def profile(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt profile"""
+    from graphopt.samples import random_inputs
+
+    model = graphopt.load(args.program, threads=args.threads)
+    if args.input:
+        inputs = options.read_arrays(args.input)
+    else:
+        wanted = options.one_specialisation(args.shape) or {}
+        fitting = [s for s in model.shapes if all(s.get(n) == dims for n, dims in wanted.items())]
+        if not fitting:
+            raise OptionError("profile", "the program has no specialisation for these shapes.")
+        inputs = random_inputs(model.inputs, fitting[0])
+    with screen.busy(f"profiling {args.program}"):
+        result = model.profile(inputs, args.repeats)
+    top = None if args.all else 20
+    screen.show(render.profile_json(result), render.profile(result, top))
+    return OK
+
+
+def inspect(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt inspect"""
+    with screen.busy(f"reading {args.model}"):
+        result = graphopt.inspect(args.model, args.target, options.one_specialisation(args.shape))
+    screen.show(result.to_dict(), *render.diagnosis(result))
+    return OK if result.compiles else FAILED
+
+
+def bench(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt bench"""
+    from graphopt import bench as benchmark
+    from graphopt.bench.compare import CompileOptions
+
+    saved = Path(args.model).suffix == ".gopt"
+    if saved and args.against is None:
+        raise OptionError(
+            "bench",
+            "a saved program does not contain the model that the peers need.",
+            hint="name the ONNX file: --against model.onnx",
+        )
+    peers = [name for name in args.vs.split(",") if name]
+    with screen.busy(f"benchmarking {args.model}"):
+        row = benchmark.bench(
+            args.against if saved else args.model,
+            vs=peers,
+            shapes=options.one_specialisation(args.shape),
+            threads=args.threads,
+            rounds=args.rounds,
+            artifact=args.model if saved else None,
+            options=CompileOptions(target=args.target, tuning_log=() if args.no_records else None),
+        )
+    notes = [f"failed: {failure}" for failure in row.failures]
+    screen.show(benchmark.to_json([row]), benchmark.ratio_table([row], peers), *notes)
+    return OK if row.ok else FAILED
+
+
+def cache(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt cache"""
+    from graphopt.cache import default_cache
+
+    store = default_cache()
+    removed = store.clear() if args.action == "clear" else 0
+    entries = store.entries()
+    result = {
+        "folder": str(store.folder),
+        "limit": store.limit,
+        "entries": [{"key": e.key, "bytes": e.nbytes, "used": e.used} for e in entries],
+        "removed": removed,
+    }
+    notes = [f"removed {removed} entries"] if args.action == "clear" else []
+    screen.show(result, *notes, render.cache(entries, str(store.folder), store.limit))
+    return OK
+
+
+def _finite(value: Any) -> Any:
+    """`value` with non-finite numbers as strings, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

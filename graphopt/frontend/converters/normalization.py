@@ -1,0 +1,226 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from graphopt.frontend.emit import (
+    Expr,
+    NodeContext,
+    Unsupported,
+    constant,
+    dtype_of,
+    normal_axis,
+    shape_of,
+)
+
+op = relax.op
+
+
+def batch_norm(node: NodeContext) -> Expr:
+    """Inference: one multiplication and one addition per channel; a pass folds them."""
+    node.ignore("momentum")
+    if node.int("training_mode") or any(node.wants(i) for i in range(1, node.outputs)):
+        raise Unsupported("BatchNormalization in training mode", "Export with model.eval().")
+    if node.int("spatial", 1) != 1:
+        raise Unsupported("BatchNormalization with spatial=0 is not supported")
+    x, epsilon = node.input(0), node.float("epsilon", 1e-5)
+    shape = (1, shape_of(x)[1], *[1] * (len(shape_of(x)) - 2))
+    arrays = [node.array(i) for i in range(1, 5)]
+    if all(array is not None for array in arrays):
+        gamma, beta, mean, variance = (np.asarray(a, np.float64) for a in arrays)
+        factor = gamma / np.sqrt(variance + epsilon)
+        shift = beta - mean * factor
+        dtype = dtype_of(x)
+        scaled = node.emit(op.multiply(x, constant(factor.reshape(shape), dtype)))
+        return node.emit(op.add(scaled, constant(shift.reshape(shape), dtype)))
+    gamma, beta, mean, variance = (node.reshape(node.input(i), shape) for i in range(1, 5))
+    spread = node.emit(op.sqrt(node.emit(op.add(variance, node.scalar(epsilon, x)))))
+    centred = node.emit(op.subtract(x, mean))
+    factor = node.emit(op.divide(gamma, spread))
+    return node.emit(op.add(node.emit(op.multiply(centred, factor)), beta))
+
+
+def _moments(
+    node: NodeContext, x: Expr, axes: list[int], epsilon: float
+) -> tuple[Expr, Expr, Expr]:
+    """x − mean, mean, and 1/√(variance + epsilon), the last two with axes kept."""
+    mean = node.emit(op.mean(x, axes, True))
+    centred = node.emit(op.subtract(x, mean))
+    variance = node.emit(op.mean(node.emit(op.multiply(centred, centred)), axes, True))
+    spread = node.emit(op.sqrt(node.emit(op.add(variance, node.scalar(epsilon, x)))))
+    return centred, mean, node.emit(op.divide(node.scalar(1, x), spread))
+
+
+def _affine(node: NodeContext, x: Expr, shape: tuple[int, ...], gamma: int, beta: int) -> Expr:
+    """x·gamma + beta, both inputs of the node reshaped to `shape`; either may be omitted."""
+    for index, function in ((gamma, op.multiply), (beta, op.add)):
+        if not node.has(index):
+            continue
+        array = node.array(index)
+        operand = (
+            constant(array.reshape(shape))
+            if array is not None
+            else node.reshape(node.input(index), shape)
+        )
+        x = node.emit(function(x, operand))
+    return x
+
+
+def layer_norm(node: NodeContext) -> tuple[Expr, ...]:
+    """LayerNormalization over the trailing axes; mean and inverse deviation where asked for."""
+    x = node.input(0)
+    shape = shape_of(x)
+    axis = normal_axis(node.int("axis", -1), len(shape))
+    epsilon, stash = node.float("epsilon", 1e-5), node.int("stash_type", 1)
+    if stash != 1:
+        raise Unsupported(f"stash_type={stash} is not supported")
+    axes = list(range(axis, len(shape)))
+    gamma = _spread(node, 1, shape[axis:], 1.0, dtype_of(x))
+    beta = _spread(node, 2, shape[axis:], 0.0, dtype_of(x))
+    result = node.emit(op.nn.layer_norm(x, gamma, beta, axes, epsilon))
+    if not (node.wants(1) or node.wants(2)):
+        return (result,)
+    _, mean, inverse = _moments(node, node.cast(x, "float32"), axes, epsilon)
+    return (result, mean, inverse)
+
+
+def _spread(
+    node: NodeContext, index: int, shape: tuple[int, ...], default: float, dtype: str
+) -> Expr:
+    """Scale or bias with exactly the shape of the normalised axes."""
+    if not node.has(index):
+        return constant(np.full(shape, default), dtype)
+    array = node.array(index)
+    if array is not None:
+        return constant(np.broadcast_to(array, shape))
+    value = node.input(index)
+    if shape_of(value) == shape:
+        return value
+    return node.emit(op.broadcast_to(value, shape))
+
+
+def rms_norm(node: NodeContext) -> Expr:
+    """RMSNormalization over the trailing axes."""
+    x = node.input(0)
+    shape = shape_of(x)
+    axis = normal_axis(node.int("axis", -1), len(shape))
+    epsilon, stash = node.float("epsilon", 1e-5), node.int("stash_type", 1)
+    if stash != 1:
+        raise Unsupported(f"stash_type={stash} is not supported")
+    if any(node.wants(i) for i in range(1, node.outputs)):
+        raise Unsupported("only the first output is supported")
+    gamma = _spread(node, 1, shape[axis:], 1.0, dtype_of(x))
+    return node.emit(op.nn.rms_norm(x, gamma, list(range(axis, len(shape))), epsilon))
+
+
+def instance_norm(node: NodeContext) -> Expr:
+    """Normalise each channel of each image over its spatial axes."""
+    x = node.input(0)
+    shape = shape_of(x)
+    axes = list(range(2, len(shape)))
+    centred, _, inverse = _moments(node, x, axes, node.float("epsilon", 1e-5))
+    normal = node.emit(op.multiply(centred, inverse))
+    return _affine(node, normal, (1, shape[1], *[1] * len(axes)), 1, 2)
+
+
+def group_norm(node: NodeContext) -> Expr:
+    """Normalise groups of channels; scale and bias per group before operator set 21, then per
+    channel."""
+    x = node.input(0)
+    shape = shape_of(x)
+    groups, epsilon = node.int("num_groups"), node.float("epsilon", 1e-5)
+    if node.int("stash_type", 1) != 1:
+        raise Unsupported("only stash_type=1 is supported")
+    if groups < 1 or shape[1] % groups:
+        raise Unsupported(f"{shape[1]} channels cannot form {groups} groups")
+    grouped = node.reshape(x, (shape[0], groups, shape[1] // groups, *shape[2:]))
+    axes = list(range(2, len(shape) + 1))
+    centred, _, inverse = _moments(node, grouped, axes, epsilon)
+    normal = node.emit(op.multiply(centred, inverse))
+    if node.opset < 21:
+        normal = _affine(node, normal, (1, groups, *[1] * len(axes)), 1, 2)
+        return node.reshape(normal, shape)
+    channels = (1, shape[1], *[1] * (len(shape) - 2))
+    return _affine(node, node.reshape(normal, shape), channels, 1, 2)
+
+
+def lp_normalization(node: NodeContext) -> Expr:
+    """x divided by its L1 or L2 norm along an axis; 0 where the norm is 0."""
+    x, p = node.input(0), node.int("p", 2)
+    axis = normal_axis(node.int("axis", -1), len(shape_of(x)))
+    if p not in (1, 2):
+        raise Unsupported(f"p={p} is not supported")
+    powers = node.emit(op.abs(x) if p == 1 else op.multiply(x, x))
+    norm = node.emit(op.sum(powers, [axis], True))
+    if p == 2:
+        norm = node.emit(op.sqrt(norm))
+    zero = node.emit(op.equal(norm, node.scalar(0, x)))
+    return node.emit(op.divide(x, node.emit(op.where(zero, node.scalar(1, x), norm))))
+
+
+def mean_variance(node: NodeContext) -> Expr:
+    """(x − mean) / deviation over the given axes."""
+    x = node.input(0)
+    axes = node.int_list("axes")
+    axes = [normal_axis(a, len(shape_of(x))) for a in ([0, 2, 3] if axes is None else axes)]
+    mean = node.emit(op.mean(x, axes, True))
+    centred = node.emit(op.subtract(x, mean))
+    variance = node.emit(op.mean(node.emit(op.multiply(centred, centred)), axes, True))
+    deviation = node.emit(op.add(node.emit(op.sqrt(variance)), node.scalar(1e-9, x)))
+    return node.emit(op.divide(centred, deviation))
+
+
+def local_response(node: NodeContext) -> Expr:
+    """LRN: x / (bias + alpha·mean of squares in a window of channels)^beta."""
+    x = node.input(0)
+    shape = shape_of(x)
+    size = node.int("size")
+    if size < 1:
+        raise Unsupported("size must be positive")
+    alpha, beta = node.float("alpha", 1e-4), node.float("beta", 0.75)
+    plane = (shape[0], 1, shape[1], int(np.prod(shape[2:], dtype=np.int64)))
+    squares = node.reshape(node.emit(op.multiply(x, x)), plane)
+    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
+    average = node.emit(
+        op.nn.avg_pool2d(
+            squares, (size, 1), (1, 1), (before, 0, after, 0), (1, 1), count_include_pad=True
+        )
+    )
+    average = node.reshape(average, shape)
+    base = node.emit(op.multiply(average, node.scalar(alpha, x)))
+    base = node.emit(op.add(base, node.scalar(node.float("bias", 1.0), x)))
+    return node.emit(op.divide(x, node.emit(op.power(base, node.scalar(beta, x)))))
+
+
+def skip_layer_norm(node: NodeContext) -> tuple[Expr | None, ...]:
+    """com.microsoft SkipLayerNormalization: layer norm of x + skip (+ bias)."""
+    total = node.emit(op.add(node.input(0), node.input(1)))
+    if node.has(4):
+        total = node.emit(op.add(total, node.input(4)))
+    if node.wants(1) or node.wants(2):
+        raise Unsupported("the mean and deviation outputs are not supported")
+    shape = shape_of(total)
+    gamma = _spread(node, 2, shape[-1:], 1.0, dtype_of(total))
+    beta = _spread(node, 3, shape[-1:], 0.0, dtype_of(total))
+    axes = [len(shape) - 1]
+    normal = node.emit(op.nn.layer_norm(total, gamma, beta, axes, node.float("epsilon", 1e-12)))
+    return (normal, None, None, total)
+
+
+CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
+    ("", "BatchNormalization"): batch_norm,
+    ("", "LayerNormalization"): layer_norm,
+    ("", "RMSNormalization"): rms_norm,
+    ("", "InstanceNormalization"): instance_norm,
+    ("", "GroupNormalization"): group_norm,
+    ("", "LpNormalization"): lp_normalization,
+    ("", "MeanVarianceNormalization"): mean_variance,
+    ("", "LRN"): local_response,
+    ("", "SimplifiedLayerNormalization"): rms_norm,
+    ("com.microsoft", "SkipLayerNormalization"): skip_layer_norm,
+}

@@ -1,0 +1,96 @@
+"""Folds constant padding into the convolution or pooling that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from tvm import relax
+
+from graphopt.ir import Graph
+from graphopt.passes.base import Outcome
+from graphopt.passes.rewrite import Rule, View, apply_rules
+from graphopt.passes.values import Expr, ints, op_name
+
+
+@dataclass(frozen=True)
+class Padded:
+    """window(pad(x)); widths are (before, after) per axis."""
+
+    window: Expr
+    link: Expr
+    x: Expr
+    mode: str
+    value: float
+    widths: tuple[tuple[int, int], ...]
+
+
+def _padded(view: View, _var: Expr, value: Expr) -> Padded | None:
+    pad = view.call(value.args[0], "nn.pad")
+    if pad is None:
+        return None
+    flat = ints(pad.attrs.pad_width)
+    widths = tuple(zip(flat[::2], flat[1::2], strict=True))
+    mode, fill = str(pad.attrs.pad_mode), float(pad.attrs.pad_value)
+    return Padded(value, value.args[0], pad.args[0], mode, fill, widths)
+
+
+def _check(view: View, found: Padded) -> str | None:
+    kind, attrs = op_name(found.window), found.window.attrs
+    layout = attrs.data_layout if kind.startswith("nn.conv") else attrs.layout
+    if not layout.startswith("NC") or len(layout) != len(found.widths):
+        return "the layout is not NCHW"
+    if found.mode != "constant":
+        return f"the padding's mode is {found.mode}"
+    fill = -inf if kind == "nn.max_pool2d" else 0.0
+    if found.value != fill:
+        return f"the padding is {found.value:g}, the window pads with {fill:g}"
+    if any(map(any, found.widths[:2])) or any(w < 0 for pair in found.widths for w in pair):
+        return "it pads batch or channels, or crops"
+    if kind == "nn.avg_pool2d":
+        if attrs.ceil_mode:
+            return "rounding up makes windows that reach beyond the padding"
+        if any(ints(attrs.padding)) and not attrs.count_include_pad:
+            return "the pooling's own padding is not counted in its mean"
+    elif kind == "nn.max_pool2d" and attrs.ceil_mode:
+        return "rounding up makes windows that reach beyond the padding"
+    return None
+
+
+def _fold(_view: View, found: Padded) -> Expr:
+    window, attrs = found.window, found.window.attrs
+    spatial = found.widths[2:]
+    before, after = [w[0] for w in spatial], [w[1] for w in spatial]
+    padding = [a + b for a, b in zip(ints(attrs.padding), before + after, strict=True)]
+    kind = op_name(window)
+    if kind == "nn.avg_pool2d":
+        return relax.op.nn.avg_pool2d(
+            found.x, ints(attrs.pool_size), ints(attrs.strides), padding, ints(attrs.dilation),
+            False, True, attrs.layout, attrs.out_layout,
+        )  # fmt: skip
+    if kind == "nn.max_pool2d":
+        return relax.op.nn.max_pool2d(
+            found.x, ints(attrs.pool_size), ints(attrs.strides), padding, ints(attrs.dilation),
+            False, False, attrs.layout, attrs.out_layout,
+        )  # fmt: skip
+    make = relax.op.nn.conv1d if kind == "nn.conv1d" else relax.op.nn.conv2d
+    return make(
+        found.x, window.args[1], ints(attrs.strides), padding, ints(attrs.dilation),
+        int(attrs.groups), attrs.data_layout, attrs.kernel_layout, attrs.out_layout,
+        attrs.out_dtype or None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FoldPadding:
+    """Zeros around a convolution's or average pooling's input, −∞ around a maximum pooling's.
+
+    An average over explicit zeros counts them: the pooling gets count_include_pad.
+    """
+
+    name: str = "fold_padding"
+
+    def run(self, graph: Graph) -> Outcome:
+        windows = ("nn.conv1d", "nn.conv2d", "nn.avg_pool2d", "nn.max_pool2d")
+        rule = Rule("pad into window", windows, _padded, _fold, _check)
+        return apply_rules(graph, self.name, (rule,))
