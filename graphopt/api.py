@@ -5,26 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
 from graphopt.artifact import bundle
-from graphopt.bundling import Specialisation, parts, specialisations_of, versions
-from graphopt.cache import CompileCache, cache_key, code_version, default_cache
-from graphopt.codegen.linker import Linker, find_linker, shared_library
+from graphopt.artifact.machine import unfit_reason
+from graphopt.building import Builder
+from graphopt.bundling import Specialisation, parts
 from graphopt.codegen.plan import TensorSpec
-from graphopt.compiler import Program, compile_program
 from graphopt.config import CompileConfig, ShapesOption
-from graphopt.errors import CompileError, GraphoptError, InputError, OptionError
+from graphopt.errors import InputError, OptionError
 from graphopt.frontend.load import load_model
 from graphopt.frontend.model import OnnxModel
-from graphopt.lowering.weights import WeightPool
 from graphopt.report import Report
-from graphopt.runtime.library import open_module
 from graphopt.runtime.profiler import Profile
 from graphopt.runtime.session import Session
 from graphopt.signature import Signature, signature_of
@@ -44,9 +40,6 @@ MAX_SPECIALISATIONS = 16
 """Programs kept for shapes that were seen in calls; those asked for by `shapes` come on top."""
 
 log = logging.getLogger(__name__)
-
-# TVM's compiler keeps state per process that it does not guard against several threads.
-_COMPILER = threading.Lock()
 
 
 def compile(  # noqa: A001 (the public contract's name)
@@ -111,20 +104,17 @@ class CompiledModel:
     def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
         self._model, self._config = model, config
         self._signature: Signature = signature_of(model)
-        self._builder = _Builder(model, config)
-        self._programs: OnceCache[ShapeKey, Specialisation] = OnceCache(
-            MAX_SPECIALISATIONS + len(config.shapes)
-        )
-        self._sessions: OnceCache[ShapeKey, Session] = OnceCache(
-            MAX_SPECIALISATIONS + len(config.shapes)
-        )
+        self._builder = Builder(model, config)
+        limit = MAX_SPECIALISATIONS + len(config.shapes)
+        self._programs: OnceCache[ShapeKey, _Ready] = OnceCache(limit)
         self._only: Session | None = None
         wanted = [self._signature.bind(dict(shapes)) for shapes in config.shapes]
         if not wanted and self._signature.static:
             wanted = [self._signature.bind({})]
         keys = list(dict.fromkeys(tuple(shapes.values()) for shapes in wanted))
         for key, item in zip(keys, self._builder.build(keys, self._names), strict=True):
-            self._programs.get(key, lambda item=item: item, pin=True)  # type: ignore[misc]
+            ready = _Ready(item, config)
+            self._programs.get(key, lambda ready=ready: ready, pin=True)  # type: ignore[misc]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -134,8 +124,9 @@ class CompiledModel:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs; a dimension is None where it depends on the inputs' shapes."""
-        programs = [item.plan.outputs for _, item in self._programs.items()]
-        return merge_specs(programs) if self._signature.static else self._signature.outputs
+        if not self._signature.static:
+            return self._signature.outputs
+        return merge_specs([ready.item.plan.outputs for _, ready in self._programs.items()])
 
     @property
     def config(self) -> CompileConfig:
@@ -202,14 +193,14 @@ class CompiledModel:
         """
         items = self._compiled("save")
         self._builder.linker()  # before any work
-        bundle.save(path, *parts(items))
+        bundle.save(path, *parts(self._builder.share_weights(items)))
 
     @property
     def _names(self) -> list[str]:
         return [spec.name for spec in self._signature.inputs]
 
     def _compiled(self, stage: str) -> list[Specialisation]:
-        items = [item for _, item in self._programs.items()]
+        items = [ready.item for _, ready in self._programs.items()]
         if not items:
             raise OptionError(
                 stage,
@@ -221,121 +212,46 @@ class CompiledModel:
     def _session(self, inputs: Mapping[str, Any]) -> Session:
         if self._signature.static:
             # The session itself refuses inputs that do not fit the only specialisation.
-            key, item = self._programs.items()[0]
-            session = self._sessions.get(key, lambda: self._open(item))
-            self._only = session
-            return session
+            ((_, ready),) = self._programs.items()
+            self._only = ready.session()
+            return self._only
         key = shape_key(inputs, self._signature.inputs)
-        return self._sessions.get(key, lambda: self._open(self._specialise(key)))
+        return self._programs.get(key, lambda: self._specialise(key)).session()
 
-    def _specialise(self, key: ShapeKey) -> Specialisation:
+    def _specialise(self, key: ShapeKey) -> _Ready:
         names = self._names
         try:
             self._signature.bind(dict(zip(names, key, strict=True)))
         except OptionError as error:
             raise InputError("run", error.reason, hint=error.hint) from error
+        log.info("compiling for %s", describe(key, self._signature.inputs))
+        return _Ready(self._builder.build([key], names)[0], self._config)
 
-        def build() -> Specialisation:
-            log.info("compiling for %s", describe(key, self._signature.inputs))
-            return self._builder.build([key], names)[0]
 
-        return self._programs.get(key, build)
+class _Ready:
+    """A specialisation and the session that runs it, opened when it is first needed."""
 
-    def _open(self, item: Specialisation) -> Session:
+    def __init__(self, item: Specialisation, config: CompileConfig) -> None:
+        self.item = item
+        self._config = config
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+
+    def session(self) -> Session:
+        """The session; OptionError if the program is for another machine."""
+        with self._lock:
+            if self._session is None:
+                self._session = self._open()
+            return self._session
+
+    def _open(self) -> Session:
         target = self._config.target
         if not target.is_host_compatible():
             raise OptionError(
                 "run",
-                f"this program is compiled for '{target.name}', which this machine is not.",
+                f"this program is compiled for '{target.name}': "
+                f"{unfit_reason(target.arch, tuple(target.features))}.",
                 hint="save it and load it there.",
             )
+        item = self.item
         return Session(item.plan, item.module(), item.weights, self._config.threads)
-
-
-class _Builder:
-    """Makes a model's specialisations, one after another, with shared weights."""
-
-    def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
-        self._model, self._config = model, config
-        self._pool = WeightPool()
-        self._weights: Array | None = None
-        self._cache: CompileCache | None = None
-        if config.cache:
-            try:
-                self.linker()
-                self._cache = default_cache()
-            except CompileError as error:
-                log.debug("the compile cache is off: %s", error)
-
-    def linker(self) -> Linker:
-        """The linker for the target; CompileError if there is none."""
-        return find_linker(self._config.target.arch)
-
-    def build(self, keys: Sequence[ShapeKey], names: Sequence[str]) -> list[Specialisation]:
-        """Programs for these input shapes: from the cache if it has exactly these."""
-        if not keys:
-            return []
-        entry = self._entry(keys)
-        if entry is not None:
-            found = self._find(entry, keys)
-            if found is not None:
-                return found
-        with _COMPILER:
-            shapes = [dict(zip(names, key, strict=True)) for key in keys]
-            items = [self._compile(each) for each in shapes]
-            # The pool only grows: the last block holds what the earlier programs need too.
-            items = [replace(item, weights=items[-1].weights) for item in items]
-        if entry is not None and self._cache is not None:
-            self._cache.store(entry, bundle.to_bytes(*parts(items)))
-        return items
-
-    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Specialisation:
-        target, threads = self._config.target, self._config.threads
-        program: Program = compile_program(self._model, self._config, shapes, None, self._pool)
-        weights = program.weights
-        if self._weights is not None and self._weights.nbytes == weights.nbytes:
-            weights = self._weights  # nothing new: equal content
-        self._weights = weights
-        return Specialisation(
-            program.plan,
-            weights,
-            program.report,
-            target.key(threads),
-            target.arch,
-            tuple(sorted(target.features)),
-            lambda: program.module,
-            lambda: shared_library(program.module, self.linker()),
-        )
-
-    def _entry(self, keys: Sequence[ShapeKey]) -> str | None:
-        if self._cache is None:
-            return None
-        config, target = self._config, self._config.target
-        facts = {
-            "shapes": keys,
-            "target": [target.key(config.threads), target.triple, target.mcpu, *target.mattr],
-            "numerics": config.numerics,
-            "tuning_log": None if config.tuning_log is None else list(config.tuning_log),
-            "max_weight_growth": config.max_weight_growth,
-            "versions": versions(),
-            "code": code_version(),
-        }
-        return cache_key(self._model.digest().encode(), facts)
-
-    def _find(self, entry: str, keys: Sequence[ShapeKey]) -> list[Specialisation] | None:
-        assert self._cache is not None
-        path = self._cache.find(entry)
-        if path is None:
-            return None
-        try:
-            items = specialisations_of(bundle.load(path), open_module)
-        except GraphoptError as error:
-            log.debug("dropped a cached program: %s", error)
-            self._cache.discard(entry)
-            return None
-        found = [tuple(spec.shape for spec in item.plan.inputs) for item in items]
-        if found != list(keys):
-            self._cache.discard(entry)
-            return None
-        log.info("found in the compile cache")
-        return items

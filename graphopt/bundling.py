@@ -31,6 +31,7 @@ class Specialisation:
         target, architecture, features: as in the manifest's Entry.
         module: gives the runtime module with `run` and `serve`.
         library: gives the same as the bytes of a shared library; it may need a linker.
+        pooled: its weights are a block of the model's growing pool.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class Specialisation:
     features: tuple[str, ...]
     module: Callable[[], Any]
     library: Callable[[], bytes]
+    pooled: bool = False
 
 
 def parts(specialisations: Sequence[Specialisation]) -> tuple[Manifest, list[bytes], Weights]:

@@ -13,7 +13,7 @@ from graphopt.artifact import bundle
 from graphopt.artifact.bundle import Artifact
 from graphopt.bundling import Specialisation, parts, specialisations_of
 from graphopt.codegen.plan import TensorSpec
-from graphopt.errors import InputError, OptionError
+from graphopt.errors import ArtifactError, InputError, OptionError
 from graphopt.report import Report
 from graphopt.runtime.host import physical_cores
 from graphopt.runtime.library import open_module
@@ -41,6 +41,12 @@ def load(source: str | os.PathLike[str] | bytes, threads: int | None = None) -> 
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         raise OptionError("load", f"give a path or bytes, not {type(source).__name__}.")
+    if isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith(".onnx"):
+        raise ArtifactError(
+            "load",
+            f"'{os.fspath(source)}' is a model, not a compiled program.",
+            hint="compile it first: graphopt compile MODEL.onnx -o FILE.gopt",
+        )
     data = source if isinstance(source, (str, os.PathLike)) else bytes(source)
     return LoadedModel(bundle.load(data), threads)
 

@@ -19,7 +19,6 @@ from graphopt.bench.accuracy import output_errors
 from graphopt.bench.inputs import sample_inputs
 from graphopt.bench.process import EngineProcess
 from graphopt.bench.worker import load_arrays, save_arrays
-from graphopt.codegen.plan import TensorSpec
 from graphopt.config import ShapesOption, parse_shapes
 from graphopt.errors import InputError, ModelError, OptionError
 from graphopt.frontend.load import load_model
@@ -37,7 +36,7 @@ class Program(Protocol):
     """What a CompiledModel and a LoadedModel share."""
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]: ...
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]: ...
 
@@ -163,10 +162,8 @@ def _feeds(
             raise OptionError("verify", "give one set of shapes, not several.")
         wanted = {**dict(options[0]), **wanted}
     if program is not None:
-        for spec in program.inputs:
-            dims = tuple(dim for dim in spec.shape if dim is not None)
-            if len(dims) == len(spec.shape):
-                wanted.setdefault(spec.name, dims)
+        fitting = [s for s in program.shapes if wanted.items() <= s.items()]
+        wanted = {**(fitting[0] if fitting else {}), **wanted}
     signature = signature_of(model)
     unknown = [name for name in wanted if name not in {spec.name for spec in signature.inputs}]
     if unknown:

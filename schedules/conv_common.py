@@ -1,4 +1,4 @@
-"""What all convolution families share: the problem's dimensions, column tiles, the register tile."""
+"""What all convolution families share: dimensions, tiles of a row, the register tile."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Axis:
     def interior(self, first: int, count: int) -> bool:
         """Whether all taps of outputs first … first + count − 1 read inside."""
         last = self.source(first + count - 1, self.taps - 1)
-        return self.source(first, 0) >= 0 and last < self.size
+        return bool(self.source(first, 0) >= 0 and last < self.size)
 
     def inside(self, output: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
         """First tap that reads inside at `output`, and how many do."""
@@ -145,7 +145,7 @@ def axes(conv: Conv) -> tuple[Axis, Axis]:
 
 @dataclass(frozen=True)
 class Run:
-    """`count` tiles of `width` outputs, the first at `start`; `interior`: all their taps read inside."""
+    """`count` tiles of `width` outputs from `start`; `interior`: all their taps read inside."""
 
     start: int
     count: int
@@ -240,9 +240,7 @@ class Accumulators:
     def add(self, term: PerLane, low: int = 0, high: int | None = None) -> Stmt:
         """sum[p, v, x] += term(p, v, x) for low ≤ p < high."""
         return self.each(
-            lambda p, v, x: nest.write(
-                self._buffer, self.value(p, v, x) + term(p, v, x), p, v, x
-            ),
+            lambda p, v, x: nest.write(self._buffer, self.value(p, v, x) + term(p, v, x), p, v, x),
             low,
             high,
         )

@@ -1,9 +1,10 @@
 """Depthwise convolution (groups = C = O) in a blocked layout, without a padded copy of the input.
 
-Vectors run over channels; a register tile is `pixels` neighbouring outputs of one row of one channel
-block. Few operations meet each byte, so the input is read once, in place: rows outside are skipped
-by the bounds of the loop over taps, tiles at the left and right border are emitted for the taps
-that they have. A worker takes consecutive rows of one channel block, whose shared input rows stay in L1.
+Vectors run over channels; a register tile is `pixels` neighbouring outputs of one row of one
+channel block. Few operations meet each byte, so the input is read once, in place: rows outside are
+skipped by the bounds of the loop over taps, tiles at the left and right border are emitted for the
+taps that they have. A worker takes consecutive rows of one channel block: the input rows that they
+share stay in L1.
 
 Numerics: KH·KW products in order; the error against float64 is at most 2e-6 of the largest output
 for up to 49 taps of standard-normal data.
@@ -72,7 +73,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, pixels: int) -> P
     """The kernel, from and to the blocked layout."""
     lanes = traits.lanes
     blocks = ceil_div(conv.channels, lanes)
-    kernel = Kernel(workload, Layout(lanes), (blocks, *conv.kernel, lanes), Layout(lanes))
+    kernel = Kernel(workload, Layout(lanes), DepthwiseWeights(lanes), Layout(lanes))
     rows, columns = axes(conv)
 
     def tile(n: PrimExpr, c: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run) -> Stmt:
@@ -89,10 +90,10 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, pixels: int) -> P
                 if low == high:
                     return None
                 return acc.add(
-                    lambda p, v, x: nest.read(
-                        kernel.image, n, c, y, columns.source(start + p, kw), x
-                    )
-                    * nest.read(kernel.weights, c, kh, kw, x),
+                    lambda p, v, x: (
+                        nest.read(kernel.image, n, c, y, columns.source(start + p, kw), x)
+                        * nest.read(kernel.weights, c, kh, kw, x)
+                    ),
                     low,
                     high,
                 )

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from schedules import nest
 from schedules.conv_common import (
     Accumulators,
     Axis,
@@ -34,7 +35,6 @@ from schedules.conv_common import (
     runs,
     traffic,
 )
-from schedules import nest
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
@@ -55,10 +55,10 @@ _MAX_STATEMENTS = 3000
 
 @dataclass(frozen=True)
 class DirectWeights:
-    """Weights (O, I, KH, KW) as (O / (lanes·vectors), I, KH, KW, lanes·vectors), or with I in blocks.
+    """Weights (O, I, KH, KW) in the order in which the kernel reads them, padded with zeros.
 
-    With `block` = 0 the reduction runs (I, KH, KW); otherwise (I / block, KH, KW, block): the order
-    in which the kernel reads them. Both are padded with zeros.
+    (O / panel, I / block, KH, KW, block, panel), or (O / panel, I, KW, KH, 1, panel) where `block`
+    is 0 because the image is row-major.
     """
 
     panel: int
@@ -142,7 +142,7 @@ class DirectTiles:
     def pixel(
         self, n: PrimExpr, panel: PrimExpr, ic: PrimExpr, ii: PrimExpr, y: PrimExpr, x: PrimExpr
     ) -> PrimExpr:
-        """Input channel `ii` of block `ic` (channel `ic` of a row-major image) at row y, column x."""
+        """Channel `ii` of block `ic` (channel `ic` of a row-major image) at row y, column x."""
         if not self.block:
             return nest.read(self.kernel.image, n, ic, y, x)
         if self.first_channel is not None:
@@ -150,9 +150,7 @@ class DirectTiles:
             ic, ii = channel // self.block, channel % self.block
         return nest.read(self.kernel.image, n, ic, y, x, ii)
 
-    def tile(
-        self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run
-    ) -> Stmt:
+    def tile(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run) -> Stmt:
         """One tile of a row, from output column `start`; borders as `run` says."""
         lanes, vectors = self.lanes, self.size.vectors
         rows, columns = self.rows, self.columns
@@ -166,9 +164,7 @@ class DirectTiles:
             def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
                 y, column = rows.source(row, kh), columns.source(start + p, kw)
                 pixel = self.pixel(n, panel, ic, ii, y, column)
-                return pixel * nest.read(
-                    self.kernel.weights, panel, ic, *taps, v * lanes + x
-                )
+                return pixel * nest.read(self.kernel.weights, panel, ic, *taps, v * lanes + x)
 
             low, high = 0, run.width
             if not run.interior:
@@ -184,25 +180,20 @@ class DirectTiles:
         def block(ic: PrimExpr, inner: int) -> Stmt:
             if not reach:
                 return tirx.Evaluate(0)
-            if not self.block:
-                # The loop over vertical taps inside keeps LLVM from holding the pixels that
-                # neighbouring horizontal taps share in registers, which there are not.
+
+            def vertical(kw: int) -> Stmt:
+                return nest.serial(count, lambda kh: step(ic, first + kh, kw, 0), "kh")
+
+            def horizontal(kh: PrimExpr) -> Stmt:
                 return nest.sequence(
-                    *[
-                        nest.serial(count, lambda kh, kw=kw: step(ic, first + kh, kw, 0), "kh")
-                        for kw in reach
-                    ]
+                    *[nest.serial(inner, partial(step, ic, first + kh, kw), "ii") for kw in reach]
                 )
-            return nest.serial(
-                count,
-                lambda kh: nest.sequence(
-                    *[
-                        nest.serial(inner, partial(step, ic, first + kh, kw), "ii")
-                        for kw in reach
-                    ]
-                ),
-                "kh",
-            )
+
+            if self.block:
+                return nest.serial(count, horizontal, "kh")
+            # The loop over vertical taps inside keeps LLVM from holding pixels that neighbouring
+            # horizontal taps share in registers, which there are not.
+            return nest.sequence(*map(vertical, reach))
 
         def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
             place = (rows.place(row), columns.place(start + p))
@@ -231,12 +222,9 @@ def emit(
     """The kernel that reads its input in layout `source`."""
     lanes, vectors = traits.lanes, cut.tile.vectors
     panels = ceil_div(conv.filters, lanes) // vectors
-    block = source.block
-    blocks = ceil_div(conv.channels, block or 1)
-    taps = conv.kernel if block else conv.kernel[::-1]
-    packed = (panels, blocks, *taps, block or 1, lanes * vectors)
-    kernel = Kernel(workload, source, packed, Layout(lanes))
-    direct = DirectTiles(kernel, *axes(conv), cut.tile, lanes, block, conv.channels)
+    packing = DirectWeights(lanes * vectors, source.block)
+    kernel = Kernel(workload, source, packing, Layout(lanes))
+    direct = DirectTiles(kernel, *axes(conv), cut.tile, lanes, source.block, conv.channels)
     if cut.weights_stay:
         grid = parallel_grid((conv.batch, panels, conv.out_height), direct.row)
     else:
@@ -258,7 +246,7 @@ def efficiency(conv: Conv, cut: DirectPlan, traits: TargetTraits) -> float:
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """Direct convolutions for a conv2d with one group; the input blocked, or row-major if narrow."""
+    """Direct convolutions for a conv2d with one group; a narrow input may be row-major."""
     conv = parse(workload)
     if conv is None or conv.groups != 1 or conv.pointwise or not workload.op.constant[1]:
         return ()

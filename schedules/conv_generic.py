@@ -33,7 +33,7 @@ from schedules.tile import by_vectors
 
 def emit(workload: Workload, conv: Conv, traits: TargetTraits, transposed: bool) -> PrimFunc:
     """The kernel, from and to row-major layouts, weights as in the model."""
-    kernel = Kernel(workload, PLAIN, workload.op.inputs[1].shape, PLAIN)
+    kernel = Kernel(workload, PLAIN, PLAIN, PLAIN)
     if transposed:
         rows, columns = phases(conv, 0), phases(conv, 1)
     else:

@@ -1,10 +1,10 @@
 """Grouped convolution in blocked layouts: any number of groups and any channel multiplier.
 
 Where each group has whole vectors of filters, it is the direct convolution with the input channels
-of the group. Otherwise one vector of filters spans groups whose inputs differ: a task first gathers,
-for a band of rows, the input that each lane needs into zero-padded scratch that stays in L2, and
-then multiplies vectors by vectors. No channel is ever multiplied by the zero of another group, so
-that groups stay independent even for infinities.
+of the group. Otherwise one vector of filters spans groups whose inputs differ: a task first
+gathers, for a band of rows, the input that each lane needs into zero-padded scratch that stays in
+L2, and then multiplies vectors by vectors. No channel is ever multiplied by the zero of another
+group, so that groups stay independent even for infinities.
 
 Numerics: products are summed in the order (channel, row tap, column tap) at most blocked by lanes;
 the error against float64 is at most 5e-6 of the largest output for up to 1152 terms.
@@ -55,8 +55,8 @@ def emit_whole(
     lanes = traits.lanes
     panels = ceil_div(conv.filters, lanes) // tile.vectors
     channels, filters = conv.channels // conv.groups, conv.filters // conv.groups
-    packed = (panels, ceil_div(channels, lanes), *conv.kernel, lanes, lanes * tile.vectors)
-    kernel = Kernel(workload, Layout(lanes), packed, Layout(lanes))
+    packing = DirectWeights(lanes * tile.vectors, lanes)
+    kernel = Kernel(workload, Layout(lanes), packing, Layout(lanes))
     per_group = filters // (lanes * tile.vectors)
     direct = DirectTiles(
         kernel,
@@ -76,6 +76,10 @@ class GatheredWeights:
 
     block: int
 
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of packed weights of logical `shape` (O, I/groups, KH, KW)."""
+        return (ceil_div(shape[0], self.block), *shape[1:], self.block)
+
     def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Pack weights of logical shape (O, I/groups, KH, KW)."""
         filters = array.shape[0]
@@ -93,8 +97,8 @@ class _Gathered:
         self.conv, self.lanes = conv, traits.lanes
         self.channels = conv.channels // conv.groups
         self.blocks = ceil_div(conv.filters, self.lanes)
-        packed = (self.blocks, self.channels, *conv.kernel, self.lanes)
-        self.kernel = Kernel(workload, Layout(self.lanes), packed, Layout(self.lanes))
+        packing = GatheredWeights(self.lanes)
+        self.kernel = Kernel(workload, Layout(self.lanes), packing, Layout(self.lanes))
         self.rows, columns = axes(conv)
         self.left, self.width = columns.before, columns.size
         reach = columns.source(columns.out - 1, columns.taps - 1) + columns.before + 1
@@ -141,9 +145,7 @@ class _Gathered:
                 nest.serial(high - low, lambda i: nest.serial(lanes, lambda x: copy(i, x), "x")),
                 clear(high, reach - high),
             )
-            return tirx.IfThenElse(
-                tirx.all(y >= 0, y < conv.height), inside, clear(0, reach)
-            )
+            return tirx.IfThenElse(tirx.all(y >= 0, y < conv.height), inside, clear(0, reach))
 
         return nest.serial(
             self.channels, lambda j: nest.serial(self.depth, lambda r: row(j, r), "r"), "j"
@@ -158,10 +160,10 @@ class _Gathered:
         def tap(j: PrimExpr, kh: PrimExpr, kw: PrimExpr) -> Stmt:
             depth = i * self.rows.stride + kh * self.rows.dilation
             return acc.add(
-                lambda p, v, x: nest.read(
-                    self.scratch, j, depth, self.columns.source(start + p, kw), x
+                lambda p, v, x: (
+                    nest.read(self.scratch, j, depth, self.columns.source(start + p, kw), x)
+                    * nest.read(self.kernel.weights, block, j, kh, kw, x)
                 )
-                * nest.read(self.kernel.weights, block, j, kh, kw, x)
             )
 
         reduce = nest.serial(

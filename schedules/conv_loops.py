@@ -12,7 +12,7 @@ from math import prod
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.interface import Layout, PrimExpr, PrimFunc, Workload
+from schedules.interface import Layout, Packing, PrimExpr, PrimFunc, Workload
 from schedules.nest import Buffer, Stmt
 
 
@@ -23,7 +23,6 @@ def between(low: int, high: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
 
 def parallel_grid(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
     """One parallel loop over the product of `extents`; `body` takes the coordinates."""
-
 
     def bound(rest: tuple[PrimExpr, ...], known: tuple[PrimExpr, ...]) -> Stmt:
         if not rest:
@@ -48,16 +47,20 @@ class Kernel:
     """The buffers of one convolution: image, packed weights, epilogue operands, output."""
 
     def __init__(
-        self, workload: Workload, source: Layout, weights: tuple[int, ...], output: Layout
+        self, workload: Workload, source: Layout, weights: Layout | Packing, output: Layout
     ) -> None:
-        """`weights` is the packed shape of input 1; the image has layout `source`."""
+        """The image has layout `source`; `weights` is how input 1 is packed."""
         epilogue = workload.epilogue
         self.workload = workload
         self.layout = output
         self.image: Buffer = nest.buffer(
             source.physical(workload.op.inputs[0].shape), "float32", "image"
         )
-        self.weights: Buffer = nest.buffer(weights, "float32", "weights")
+        shape = workload.op.inputs[1].shape
+        packed = (
+            weights.physical(shape) if isinstance(weights, Layout) else weights.packed_shape(shape)
+        )
+        self.weights: Buffer = nest.buffer(packed, "float32", "weights")
         where = operand_layouts(epilogue, workload.output, output)
         self._operands = [
             nest.buffer(layout.physical(sig.shape), sig.dtype, f"operand{i}")

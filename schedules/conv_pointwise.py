@@ -47,9 +47,8 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
     """The kernel, from and to the blocked layout."""
     lanes, tile = traits.lanes, cut.tile
     panels = ceil_div(conv.filters, lanes) // tile.vectors
-    blocks = ceil_div(conv.channels, lanes)
-    packed = (panels, blocks, 1, 1, lanes, lanes * tile.vectors)
-    kernel = Kernel(workload, Layout(lanes), packed, Layout(lanes))
+    packing = DirectWeights(lanes * tile.vectors, lanes)
+    kernel = Kernel(workload, Layout(lanes), packing, Layout(lanes))
     size = (conv.out_height, conv.out_width)
     whole, rest = divmod(size[0] * size[1], tile.pixels)
 
@@ -60,9 +59,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
             def step(ii: PrimExpr) -> Stmt:
                 def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
                     pixel = nest.read(kernel.image, n, ic, *nest.unflatten(start + p, size), ii)
-                    return pixel * nest.read(
-                        kernel.weights, panel, ic, 0, 0, ii, v * lanes + x
-                    )
+                    return pixel * nest.read(kernel.weights, panel, ic, 0, 0, ii, v * lanes + x)
 
                 return acc.add(term)
 

@@ -39,6 +39,10 @@ class TransposedWeights:
     panel: int
     block: int
 
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of packed weights of logical `shape` (I, O, KH, KW)."""
+        return DirectWeights(self.panel, self.block).packed_shape((shape[1], shape[0], *shape[2:]))
+
     def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Pack weights of logical shape (I, O, KH, KW)."""
         return DirectWeights(self.panel, self.block).pack(array.swapaxes(0, 1))
@@ -46,9 +50,7 @@ class TransposedWeights:
 
 def phases(conv: Conv, axis: int) -> tuple[Axis, ...]:
     """The phases of one spatial axis: one per residue of the output coordinate that occurs."""
-    size, out = (
-        (conv.height, conv.out_height) if axis == 0 else (conv.width, conv.out_width)
-    )
+    size, out = (conv.height, conv.out_height) if axis == 0 else (conv.width, conv.out_width)
     kernel, stride, before = conv.kernel[axis], conv.strides[axis], conv.padding[axis]
     dilation = conv.dilation[axis]
     result = []
@@ -82,8 +84,8 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, tile: RegisterTil
     """The kernel, from and to the blocked layout."""
     lanes = traits.lanes
     panels = ceil_div(conv.filters, lanes) // tile.vectors
-    packed = (panels, ceil_div(conv.channels, lanes), *conv.kernel, lanes, lanes * tile.vectors)
-    kernel = Kernel(workload, Layout(lanes), packed, Layout(lanes))
+    packing = TransposedWeights(lanes * tile.vectors, lanes)
+    kernel = Kernel(workload, Layout(lanes), packing, Layout(lanes))
     rows, columns = phases(conv, 0), phases(conv, 1)
 
     def task(n: PrimExpr, panel: PrimExpr, row: PrimExpr) -> Stmt:

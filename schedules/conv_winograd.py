@@ -31,7 +31,7 @@ from schedules.interface import (
     TargetTraits,
     Workload,
 )
-from schedules.nest import Buffer, Stmt, as_written
+from schedules.nest import Stmt, as_written
 from schedules.winograd_transforms import WinogradWeights, apply_data, apply_output, transforms
 
 
@@ -86,9 +86,7 @@ _Patch = Callable[[PrimExpr, PrimExpr, PrimExpr], PrimExpr]
 class _Winograd:
     """Emits the three phases of one task."""
 
-    def __init__(
-        self, conv: Conv, traits: TargetTraits, cut: WinogradPlan, kernel: Kernel
-    ) -> None:
+    def __init__(self, conv: Conv, traits: TargetTraits, cut: WinogradPlan, kernel: Kernel) -> None:
         self.conv, self.cut, self.kernel, self.lanes = conv, cut, kernel, traits.lanes
         self.size = cut.m + 2
         self.matrices = transforms(cut.m)
@@ -108,7 +106,7 @@ class _Winograd:
         high, wide = self.grid
         if high * wide % self.cut.block:
             tile = tirx.min(tile, high * wide - 1)
-        return nest.unflatten(tile, self.grid)  # type: ignore[return-value]
+        return nest.unflatten(tile, self.grid)
 
     def transform_data(self, n: PrimExpr, first: PrimExpr) -> Stmt:
         """data = Bᵀ d B for all channels of the block's tiles."""
@@ -134,9 +132,7 @@ class _Winograd:
 
                 def fill(i: PrimExpr, j: PrimExpr) -> Stmt:
                     row, column = top + i, left + j
-                    valid = tirx.all(
-                        row >= 0, row < conv.height, column >= 0, column < conv.width
-                    )
+                    valid = tirx.all(row >= 0, row < conv.height, column >= 0, column < conv.width)
                     zero = tirx.const(0.0, "float32")
                     return tirx.IfThenElse(
                         valid,
@@ -169,6 +165,7 @@ class _Winograd:
         """Transform one patch vertically, then horizontally, into the block's data."""
         size, lanes, matrix = self.size, self.lanes, self.matrices.data
         half = nest.buffer((size, size, lanes), "float32", "half", "local")
+
         def vertical(j: PrimExpr) -> Stmt:
             return apply_data(
                 matrix,
@@ -187,7 +184,7 @@ class _Winograd:
                 lanes,
             )
 
-        # Loops, not unrolled: a patch does not fit the registers anyway, and code costs compile time.
+        # Not unrolled: a patch does not fit the registers anyway, and code costs compile time.
         return nest.sequence(
             nest.allocate(half), nest.serial(size, vertical), nest.serial(size, horizontal)
         )
@@ -215,8 +212,10 @@ class _Winograd:
         def channels(ic: PrimExpr, inner: int) -> Stmt:
             def step(ii: PrimExpr) -> Stmt:
                 return acc.add(
-                    lambda t, v, x: nest.read(self.data, p, ic * block + start + t, ii)
-                    * nest.read(self.kernel.weights, panel, p, ic * lanes + ii, v * lanes + x)
+                    lambda t, v, x: (
+                        nest.read(self.data, p, ic * block + start + t, ii)
+                        * nest.read(self.kernel.weights, panel, p, ic * lanes + ii, v * lanes + x)
+                    )
                 )
 
             return nest.serial(inner, step, "ii")
@@ -294,8 +293,8 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: WinogradPlan
     """The kernel, from and to the blocked layout."""
     lanes = traits.lanes
     panels = ceil_div(conv.filters, lanes) // cut.tile.vectors
-    packed = (panels, (cut.m + 2) ** 2, conv.channels, lanes * cut.tile.vectors)
-    kernel = Kernel(workload, Layout(lanes), packed, Layout(lanes))
+    packing = WinogradWeights(cut.m, lanes * cut.tile.vectors)
+    kernel = Kernel(workload, Layout(lanes), packing, Layout(lanes))
     winograd = _Winograd(conv, traits, cut, kernel)
     high, wide = winograd.grid
     blocks = ceil_div(high * wide, cut.block)
@@ -308,9 +307,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: WinogradPlan
         return winograd.task(n, block * cut.block, low, count)
 
     if cut.filters_outside:
-        grid = parallel_grid(
-            (cut.groups, conv.batch, blocks), lambda g, n, b: task(n, b, g)
-        )
+        grid = parallel_grid((cut.groups, conv.batch, blocks), lambda g, n, b: task(n, b, g))
     else:
         grid = parallel_grid((conv.batch, blocks, cut.groups), task)
     return kernel.function(grid)

@@ -90,10 +90,10 @@ def apply_epilogue(
 
 def bind(value: PrimExpr, bindings: list[tuple[PrimExpr, PrimExpr]]) -> PrimExpr:
     """A variable for `value`, noted in `bindings`: an expression is a tree, where a value that
-    several steps use would be repeated. Immediates and plain reads stay as they are; integers
+    several steps use would be repeated. Immediates and variables stay as they are; integers
     too, because TVM's bounds analysis fails where a nest with such a variable is copied."""
     dtype = str(value.ty.dtype)
-    plain = isinstance(value, (tirx.IntImm, tirx.FloatImm, tirx.Var, tirx.ProducerLoad))
+    plain = isinstance(value, (tirx.IntImm, tirx.FloatImm, tirx.Var))
     if plain or "float" not in dtype:
         return value
     var = tirx.Var(f"value{len(bindings)}", dtype)

@@ -28,6 +28,7 @@ from schedules.product import (
 from schedules.tile import tallest
 
 PEAK_SHARE = 0.9  # of the tile's estimate that whole problems reached when measured
+PREFETCH_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,6 @@ class ColumnPanels:
         *leading, rows, last = shape
         depth, columns = (last, rows) if self.transposed else (rows, last)
         return (*leading, -(-columns // self.block), depth, self.block)
-
-    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the packed array."""
-        depth, columns = shape[:-3:-1] if self.transposed else shape[-2:]
-        return (*shape[:-2], ceildiv(columns, self.block), depth, self.block)
 
 
 def efficiency(blocking: Blocking, problem: Problem, traits: TargetTraits) -> float:
@@ -90,9 +86,9 @@ def candidate(
     """Packed GEMM with panels of `vectors` registers."""
     op, problem = workload.op, problem_of(workload)
     rows = min(tallest(vectors, traits), problem.rows)
-    blocking = Blocking(
-        rows, vectors, accumulator_lanes(workload, traits), ceildiv(problem.rows, rows)
-    )
+    lanes, blocks = accumulator_lanes(workload, traits), ceildiv(problem.rows, rows)
+    # With fewer blocks, fetching a panel takes longer than the blocks before it.
+    blocking = Blocking(rows, vectors, lanes, blocks, prefetch=blocks >= PREFETCH_BLOCKS)
     packing = ColumnPanels(blocking.width, bool(op.attr("transpose_b")))
     return Candidate(
         name=f"matmul.{name}[{rows}x{vectors}]",

@@ -46,10 +46,6 @@ class Transposed:
         """Shape of pack()'s result."""
         return (*shape[:-2], shape[-1], shape[-2])
 
-    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the packed array."""
-        return (*shape[:-2], shape[-1], shape[-2])
-
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Candidates for a matmul of at most four rows, or of fewer columns than a vector has lanes."""

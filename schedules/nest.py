@@ -110,6 +110,15 @@ def bind(value: PrimExpr, body: Body, name: str = "x") -> Stmt:
     return sequence(tirx.Bind(var, value), body(var))
 
 
+def prefetch(source: Buffer, *index: PrimExpr | int) -> Stmt:
+    """Bring the cache line of an element to the second-level cache; never faults."""
+    read_only, locality, data = integer(0), integer(2), integer(1)
+    address = tirx.address_of(read(source, *index))
+    return tirx.Evaluate(
+        tirx.call_llvm_intrin("void", "llvm.prefetch", address, read_only, locality, data)
+    )
+
+
 def function(parameters: Iterable[Buffer], body: Stmt) -> PrimFunc:
     """A PrimFunc of `parameters`, which do not alias, ready for a Schedule."""
     root = s_tir.SBlock([], [], [], "root", body)

@@ -7,6 +7,7 @@ from enum import Enum
 from math import prod
 
 import numpy as np
+from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue
@@ -72,13 +73,15 @@ class Right(Enum):
 class Blocking:
     """How a product is cut: tiles of at most `rows` × `vectors`, `chunks` shares of the rows.
 
-    batch × panels × chunks are the tasks shared among the workers.
+    batch × panels × chunks are the tasks shared among the workers. With `prefetch`, the tiles of
+    one packed panel fetch the next one from far memory.
     """
 
     rows: int
     vectors: int
     lanes: int
     chunks: int
+    prefetch: bool = False
 
     @property
     def width(self) -> int:
@@ -122,108 +125,179 @@ def cast(value: PrimExpr, dtype: str) -> PrimExpr:
     return value if str(own.with_lanes(1)) == dtype else value.astype(dtype + lanes)
 
 
-def build(workload: Workload, blocking: Blocking, right: Right) -> PrimFunc:
-    """The kernel. With Right.DIRECT b must not be transposed."""
-    op, problem, lanes = workload.op, problem_of(workload), blocking.lanes
-    dtype = accumulator_dtype(workload)
-    width, panels = blocking.width, blocking.panels(problem.columns)
-    split = blocking.split(problem.rows)
-    last = problem.columns - (panels - 1) * width
-    transposed = bool(op.attr("transpose_b"))
-    a_shape, b_shape = op.inputs[0].shape, op.inputs[1].shape
+@dataclass(frozen=True)
+class Place:
+    """Where in the product a statement works: `columns` of `panel` from `first`, in a batch."""
 
-    a = nest.buffer(a_shape, op.inputs[0].dtype, "a")
-    packed = (*b_shape[:-2], panels, problem.depth, width)
-    b = nest.buffer(packed if right is Right.PANELS else b_shape, op.inputs[1].dtype, "b")
-    operands = nest.operand_buffers(workload)
-    output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
-    scratch_bytes = problem.depth * width * np.dtype(dtype).itemsize
-    scope = "local" if scratch_bytes <= STACK_LIMIT else "global"
+    batch: tuple[PrimExpr, ...]
+    panel: PrimExpr
+    columns: int
+    scratch: Buffer
 
-    def tile_of(t: Tile, batch: tuple[PrimExpr, ...], panel: PrimExpr, row: PrimExpr,
-                scratch: Buffer, start: int, columns: int) -> Stmt:  # fmt: skip
-        """Rows from `row`, columns from `start` of `panel`; `columns` of them are kept."""
-        result = nest.buffer((t.rows, t.columns), dtype, "tile", "local")
 
-        def row_index(i: PrimExpr, leading: tuple[int, ...]) -> tuple[PrimExpr, ...]:
-            if problem.batch:
-                return (*aligned(batch, leading[:-1]), row + i)
-            return nest.unflatten(row + i, leading)
+@dataclass(frozen=True)
+class Kernel:
+    """A product with its buffers; the methods are the levels of its nest from the inside out."""
+
+    workload: Workload
+    blocking: Blocking
+    right: Right
+    problem: Problem
+    dtype: str  # of accumulators
+    a: Buffer
+    b: Buffer
+    operands: tuple[Buffer, ...]
+    output: Buffer
+
+    @property
+    def split(self) -> nest.Split:
+        return self.blocking.split(self.problem.rows)
+
+    def row_index(
+        self, place: Place, row: PrimExpr, leading: tuple[int, ...]
+    ) -> tuple[PrimExpr, ...]:
+        """Index of a row into all axes but the last of an operand or the output."""
+        if self.problem.batch:
+            return (*aligned(place.batch, leading[:-1]), row)
+        return nest.unflatten(row, leading)
+
+    def tile(self, place: Place, t: Tile, block: PrimExpr, row: PrimExpr, start: int,
+             columns: int) -> Stmt:  # fmt: skip
+        """A tile from `row` and column `start` of the panel; `columns` of its columns are kept."""
+        op, depth, width = self.workload.op, self.problem.depth, self.blocking.width
+        result = nest.buffer((t.rows, t.columns), self.dtype, "tile", "local")
+        b_index = aligned(place.batch, op.inputs[1].shape[:-2])
 
         def load_a(i: PrimExpr, k: PrimExpr) -> PrimExpr:
-            return cast(nest.read(a, *row_index(i, a_shape[:-1]), k), dtype)
+            index = self.row_index(place, row + i, op.inputs[0].shape[:-1])
+            return cast(nest.read(self.a, *index, k), self.dtype)
 
         def load_b(k: PrimExpr, j: PrimExpr) -> PrimExpr:
-            if right is Right.COPIED:
-                return nest.read(scratch, k, j + start)
-            index = aligned(batch, b_shape[:-2])
-            if right is Right.PANELS:
-                return cast(nest.read(b, *index, panel, k, j + start), dtype)
-            return cast(nest.read(b, *index, k, panel * width + (j + start)), dtype)
+            if self.right is Right.COPIED:
+                return nest.read(place.scratch, k, j + start)
+            if self.right is Right.PANELS:
+                return cast(nest.read(self.b, *b_index, place.panel, k, j + start), self.dtype)
+            column = place.panel * width + (j + start)
+            return cast(nest.read(self.b, *b_index, k, column), self.dtype)
+
+        def fetch_next(k: PrimExpr) -> Stmt:
+            """All blocks of a panel together fetch the next panel, a bit with every step."""
+            at = (block * depth + k) * ceildiv(width, self.split.count)
+            row, column = tirx.floordiv(at, width), tirx.floormod(at, width)
+            return nest.prefetch(self.b, *b_index, place.panel + 1, row, column)
 
         def finish(i: PrimExpr, j: PrimExpr) -> Stmt:
             value = cast(nest.read(result, i, j), op.output.dtype)
-            index = (*row_index(i, op.output.shape[:-1]), panel * width + (j + start))
-            reads = [nest.reader(x) for x in operands]
-            return nest.write(output, apply_epilogue(workload, value, reads, PLAIN, index), *index)
+            index = (
+                *self.row_index(place, row + i, op.output.shape[:-1]),
+                place.panel * width + (j + start),
+            )
+            reads = [nest.reader(x) for x in self.operands]
+            element = apply_epilogue(self.workload, value, reads, PLAIN, index)
+            return nest.write(self.output, element, *index)
 
         return nest.sequence(
             nest.allocate(result),
-            accumulate(t, problem.depth, load_a, load_b, dtype, result),
-            nest.serial(t.rows, lambda i: by_vectors(columns, lanes, lambda j: finish(i, j))),
+            accumulate(
+                t,
+                depth,
+                load_a,
+                load_b,
+                self.dtype,
+                result,
+                meanwhile=fetch_next if self.blocking.prefetch else None,
+            ),
+            nest.serial(t.rows, lambda i: by_vectors(columns, t.lanes, lambda j: finish(i, j))),
         )
 
-    def panel_of(batch: tuple[PrimExpr, ...], panel: PrimExpr, row: PrimExpr, rows: int,
-                 scratch: Buffer, columns: int) -> Stmt:  # fmt: skip
-        whole, rest = divmod(columns, lanes)
-        if rest and right is not Right.DIRECT:  # what is past the last column is zero
+    def rows(self, place: Place, block: PrimExpr, row: PrimExpr, rows: int) -> Stmt:
+        """`rows` rows from `row`, all columns of the place."""
+        lanes = self.blocking.lanes
+        whole, rest = divmod(place.columns, lanes)
+        if rest and self.right is not Right.DIRECT:  # what is past the last column is zero
             whole, rest = whole + 1, 0
         parts = []
         if whole:
             tile = Tile(rows, whole, lanes)
-            parts.append(tile_of(tile, batch, panel, row, scratch, 0, columns - rest))
+            kept = min(place.columns, whole * lanes)
+            parts.append(self.tile(place, tile, block, row, 0, kept))
         if rest:
-            tile = Tile(rows, 1, rest)
-            parts.append(tile_of(tile, batch, panel, row, scratch, whole * lanes, rest))
+            parts.append(self.tile(place, Tile(rows, 1, rest), block, row, whole * lanes, rest))
         return nest.sequence(*parts)
 
-    def copy(batch: tuple[PrimExpr, ...], panel: PrimExpr, scratch: Buffer, columns: int) -> Stmt:
-        index = aligned(batch, b_shape[:-2])
+    def copy(self, place: Place) -> Stmt:
+        """Fill the scratch panel of the place."""
+        op = self.workload.op
+        transposed = bool(op.attr("transpose_b"))
+        index = aligned(place.batch, op.inputs[1].shape[:-2])
 
         def source(k: PrimExpr, j: PrimExpr) -> PrimExpr:
-            at = panel * width + j
-            value = nest.read(b, *index, at, k) if transposed else nest.read(b, *index, k, at)
-            return cast(value, dtype)
+            at = place.panel * self.blocking.width + j
+            last = (at, k) if transposed else (k, at)
+            return cast(nest.read(self.b, *index, *last), self.dtype)
 
         copier = copy_panel_transposed if transposed else copy_panel
-        return copier(source, scratch, problem.depth, columns, lanes, dtype)
-
-    def rows_of(batch: tuple[PrimExpr, ...], panel: PrimExpr, chunk: PrimExpr,
-                columns: int) -> Stmt:  # fmt: skip
-        scratch = nest.buffer((problem.depth, width), dtype, "panel", scope)
-
-        def block_of(block: PrimExpr) -> Stmt:
-            return split.part(
-                block, lambda row, rows: panel_of(batch, panel, row, rows, scratch, columns)
-            )
-
-        each = split.count // blocking.chunks
-        return nest.sequence(
-            nest.allocate(scratch) if right is Right.COPIED else None,
-            copy(batch, panel, scratch, columns) if right is Right.COPIED else None,
-            nest.serial(each, lambda i: block_of(chunk * each + i), name="block"),
+        return copier(
+            source,
+            place.scratch,
+            self.problem.depth,
+            place.columns,
+            self.blocking.lanes,
+            self.dtype,
         )
 
-    def task(t: PrimExpr) -> Stmt:
-        *leading, panel, chunk = nest.unflatten(t, (*problem.batch, panels, blocking.chunks))
-        batch = tuple(leading)
-        final = rows_of(batch, nest.integer(panels - 1), chunk, last)
+    def chunk(
+        self, batch: tuple[PrimExpr, ...], panel: PrimExpr, chunk: PrimExpr, columns: int
+    ) -> Stmt:
+        """A task: the blocks of a chunk of rows, `columns` of a panel."""
+        depth, width = self.problem.depth, self.blocking.width
+        nbytes = depth * width * np.dtype(self.dtype).itemsize
+        scope = "local" if nbytes <= STACK_LIMIT else "global"
+        scratch = nest.buffer((depth, width), self.dtype, "panel", scope)
+        place = Place(batch, panel, columns, scratch)
+        each = self.split.count // self.blocking.chunks
+
+        def block(index: PrimExpr) -> Stmt:
+            return self.split.part(index, lambda row, rows: self.rows(place, index, row, rows))
+
+        blocks = nest.serial(each, lambda i: block(chunk * each + i), name="block")
+        if self.right is not Right.COPIED:
+            return blocks
+        return nest.sequence(nest.allocate(scratch), self.copy(place), blocks)
+
+    def task(self, t: PrimExpr) -> Stmt:
+        """Task number t of all batches, panels and chunks."""
+        width, panels = self.blocking.width, self.blocking.panels(self.problem.columns)
+        shape = (*self.problem.batch, panels, self.blocking.chunks)
+        *leading, panel, chunk = nest.unflatten(t, shape)
+        last = self.problem.columns - (panels - 1) * width
+        if last == width:
+            return self.chunk(tuple(leading), panel, chunk, width)
+        final = self.chunk(tuple(leading), nest.integer(panels - 1), chunk, last)
         if panels == 1:
             return final
-        whole = rows_of(batch, panel, chunk, width)
-        if last == width:
-            return whole
+        whole = self.chunk(tuple(leading), panel, chunk, width)
         return nest.branch(panel < panels - 1, whole, final)
 
+
+def build(workload: Workload, blocking: Blocking, right: Right) -> PrimFunc:
+    """The kernel. With Right.DIRECT b must not be transposed."""
+    op, problem = workload.op, problem_of(workload)
+    panels = blocking.panels(problem.columns)
+    b_shape = op.inputs[1].shape
+    if right is Right.PANELS:
+        b_shape = (*b_shape[:-2], panels, problem.depth, blocking.width)
+    kernel = Kernel(
+        workload,
+        blocking,
+        right,
+        problem,
+        accumulator_dtype(workload),
+        nest.buffer(op.inputs[0].shape, op.inputs[0].dtype, "a"),
+        nest.buffer(b_shape, op.inputs[1].dtype, "b"),
+        tuple(nest.operand_buffers(workload)),
+        nest.buffer(workload.output.shape, workload.output.dtype, "output"),
+    )
     tasks = prod(problem.batch) * panels * blocking.chunks
-    return nest.function([a, b, *operands, output], nest.parallel(tasks, task))
+    parameters = [kernel.a, kernel.b, *kernel.operands, kernel.output]
+    return nest.function(parameters, nest.parallel(tasks, kernel.task))

@@ -59,11 +59,6 @@ class GatePanels:
         panels = ceildiv(shape[0] // self.gates, self.block)
         return (panels, shape[1], self.gates * self.block)
 
-    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the packed array."""
-        panels = ceildiv(shape[0] // self.gates, self.block)
-        return (panels, shape[1], self.gates * self.block)
-
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The candidate for an LSTM or GRU with constant weights."""

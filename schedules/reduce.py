@@ -17,7 +17,6 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.conv_loops import parallel_grid
 from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
 from schedules.scalar import highest, lowest, maximum, minimum
@@ -30,6 +29,7 @@ from schedules.vectors import (
     lanes_of,
     load_as,
     of_type,
+    parallel_grid,
     scratch,
 )
 

@@ -135,11 +135,13 @@ def _exp_in_range(x: PrimExpr) -> PrimExpr:
 
 
 def exp_of_negative(x: PrimExpr) -> PrimExpr:
-    """eˣ for x ≤ 0, with results below 2⁻¹²⁵ cut to about that: softmax's inner loop.
+    """eˣ for x ≤ 0, cheaper than exp(): 0 below x = −87 (e⁻⁸⁷ ≈ 2⁻¹²⁵·⁵). NaN gives NaN."""
 
-    Cheaper than exp(); NaN gives NaN and −inf gives at most 2⁻¹²⁵.
-    """
-    return let(tirx.max(f32(-87), x), _exp_in_range)
+    def cut(x: PrimExpr) -> PrimExpr:
+        value = let(tirx.max(f32(-87), x), _exp_in_range)
+        return tirx.Select(x < f32(-87), f32(0), value)
+
+    return let(x, cut)
 
 
 _EXPM1 = (0.5, 0.1666666716337204, 0.0416666679084301, 0.00833314098417759,

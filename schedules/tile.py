@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from schedules import nest
 from schedules.interface import PrimExpr, TargetTraits
 from schedules.nest import Buffer, Stmt
@@ -48,28 +46,32 @@ def accumulate(
     dtype: str,
     result: Buffer,
     chains: int = 1,
+    meanwhile: Callable[[PrimExpr], Stmt] | None = None,
 ) -> Stmt:
     """result[row, column] = Σₖ a(row, k) · b(k, column) in `dtype`.
 
     The sums live in registers, because constant indices alone touch them while they grow; `result`
     is memory of the worker, so that an epilogue may read it at any index. a and b must already
     have type `dtype`. A tile too small to hide the latency of a multiply-add takes several
-    `chains`, each of which sums every chains-th product in order.
+    `chains`, each of which sums every chains-th product in order. `meanwhile` is a statement of k
+    that goes with every (chains-th) step, such as a prefetch.
     """
     whole, rest = divmod(depth, chains)
-    acc = nest.buffer((chains, tile.rows, tile.vectors, tile.lanes), dtype, "acc", "local")
+    acc = nest.buffer((chains, tile.rows, tile.vectors, tile.lanes), dtype, "acc", "local.accumulator")
 
-    def step(chain: PrimExpr, k: PrimExpr) -> Stmt:
-        return tile.each(
-            lambda i, v, x: nest.write(
-                acc,
-                nest.read(acc, chain, i, v, x) + a(i, k) * b(k, v * tile.lanes + x),
-                chain,
-                i,
-                v,
-                x,
-            )
-        )
+    def step(chain: PrimExpr, k: PrimExpr, first: bool = False) -> Stmt:
+        def term(i: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
+            product = a(i, k) * b(k, v * tile.lanes + x)
+            value = product if first else nest.read(acc, chain, i, v, x) + product
+            return nest.write(acc, value, chain, i, v, x)
+
+        return tile.each(term)
+
+    def steps(start: int, count: int, first: bool = False) -> Stmt | None:
+        """`count` products from `start`, one to a chain."""
+        if not count:
+            return None
+        return nest.unrolled(count, lambda c: step(c, c + start, first))
 
     def total(i: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
         value = nest.read(acc, 0, i, v, x)
@@ -79,16 +81,19 @@ def accumulate(
 
     return nest.sequence(
         nest.allocate(acc),
-        nest.unrolled(
-            chains,
-            lambda c: tile.each(lambda i, v, x: nest.write(acc, tirx.const(0, dtype), c, i, v, x)),
-        ),
+        # Starting from products, not from zeros: LLVM would set zeros in memory, too.
+        steps(0, chains, first=True),
         nest.serial(
-            whole, lambda k: nest.unrolled(chains, lambda c: step(c, k * chains + c)), name="k"
+            whole - 1,
+            lambda k: nest.sequence(
+                meanwhile((k + 1) * chains) if meanwhile else None,
+                nest.unrolled(chains, lambda c: step(c, (k + 1) * chains + c)),
+            ),
+            name="k",
         )
-        if whole
+        if whole > 1
         else None,
-        nest.unrolled(rest, lambda c: step(c, whole * chains + c)) if rest else None,
+        steps(whole * chains, rest),
         tile.each(lambda i, v, x: nest.write(result, total(i, v, x), i, v * tile.lanes + x)),
     )
 

@@ -241,6 +241,17 @@ def load_as(buffer: Buffer, dtype: str, *index: PrimExpr | int) -> PrimExpr:
     return cast(nest.read(buffer, *index), dtype)
 
 
+def parallel_grid(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
+    """One parallel loop over the product of `extents`; `body` takes the coordinates."""
+
+    def bound(rest: tuple[PrimExpr, ...], known: tuple[PrimExpr, ...]) -> Stmt:
+        if not rest:
+            return body(*known)
+        return nest.bind(rest[0], lambda x: bound(rest[1:], (*known, x)), "at")
+
+    return nest.parallel(prod(extents), lambda task: bound(nest.unflatten(task, extents), ()))
+
+
 def of_type(value: PrimExpr, sig: TensorSig) -> PrimExpr:
     """`value` as the dtype of `sig`."""
     return cast(value, sig.dtype)

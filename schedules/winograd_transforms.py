@@ -94,37 +94,33 @@ def apply_data(matrix: Matrix, read: Read, store: Store, lanes: int) -> Stmt:
     The rows of opposite points share their even and odd parts, one as the sum, one the difference.
     """
     size = len(matrix)
-    statements = []
+
+    def vector(body: Callable[[PrimExpr], Stmt]) -> Stmt:
+        return nest.vectorized(lanes, body)
 
     def plain(r: int) -> Stmt:
         row = {k: c for k, c in enumerate(matrix[r]) if c}
-        return nest.vectorized(lanes, lambda x: store(r, x, _weighted(row, read, x)))
+        return vector(lambda x: store(r, x, _weighted(row, read, x)))
 
-    def pair(r: int) -> list[Stmt]:
+    def pair(r: int) -> Stmt:
         parts = nest.buffer((2, lanes), "float32", "parts", "local")
-        half = [
-            {k: matrix[r][k] for k in range(size) if matrix[r][k] and (k % 2 == parity)}
-            for parity in (0, 1)
-        ]
-        fill = [
-            nest.vectorized(
-                lanes, lambda x, i=i: nest.write(parts, _weighted(half[i], read, x), i, x)
-            )
-            for i in (0, 1)
-        ]
-        even, odd = (lambda x: nest.read(parts, 0, x)), (lambda x: nest.read(parts, 1, x))
-        return [
-            nest.allocate(parts),
-            *fill,
-            nest.vectorized(lanes, lambda x: store(r, x, even(x) + odd(x))),
-            nest.vectorized(lanes, lambda x: store(r + 1, x, even(x) - odd(x))),
-        ]
 
-    statements.append(plain(0))
-    for r in range(1, size - 1, 2):
-        statements.extend(pair(r))
-    statements.append(plain(size - 1))
-    return nest.sequence(*statements)
+        def part(parity: int) -> Stmt:
+            row = {k: matrix[r][k] for k in range(parity, size, 2) if matrix[r][k]}
+            return vector(lambda x: nest.write(parts, _weighted(row, read, x), parity, x))
+
+        def both(x: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
+            return nest.read(parts, 0, x), nest.read(parts, 1, x)
+
+        return nest.sequence(
+            nest.allocate(parts),
+            part(0),
+            part(1),
+            vector(lambda x: store(r, x, both(x)[0] + both(x)[1])),
+            vector(lambda x: store(r + 1, x, both(x)[0] - both(x)[1])),
+        )
+
+    return nest.sequence(plain(0), *map(pair, range(1, size - 1, 2)), plain(size - 1))
 
 
 def apply_output(matrix: Matrix, read: Read, store: Store, lanes: int) -> Stmt:
@@ -134,34 +130,32 @@ def apply_output(matrix: Matrix, read: Read, store: Store, lanes: int) -> Stmt:
     are shared by all rows.
     """
     size = len(matrix[0])
-    pairs = list(range(1, size - 1, 2))
-    parts = nest.buffer((2, len(pairs), lanes), "float32", "parts", "local")
-    statements = [nest.allocate(parts)]
-    for i, k in enumerate(pairs):
-        statements.append(
-            nest.vectorized(
-                lanes, lambda x, i=i, k=k: nest.write(parts, read(k, x) + read(k + 1, x), 0, i, x)
-            )
-        )
-        statements.append(
-            nest.vectorized(
-                lanes, lambda x, i=i, k=k: nest.write(parts, read(k, x) - read(k + 1, x), 1, i, x)
-            )
-        )
-    for r, row in enumerate(matrix):
+    firsts = range(1, size - 1, 2)
+    count = len(firsts)
+    parts = nest.buffer((2, count, lanes), "float32", "parts", "local")
 
-        def shared(j: int, x: PrimExpr, r: int = r) -> PrimExpr:
-            if j < len(pairs):
+    def vector(body: Callable[[PrimExpr], Stmt]) -> Stmt:
+        return nest.vectorized(lanes, body)
+
+    def share(i: int) -> Stmt:
+        k = firsts[i]
+        return nest.sequence(
+            vector(lambda x: nest.write(parts, read(k, x) + read(k + 1, x), 0, i, x)),
+            vector(lambda x: nest.write(parts, read(k, x) - read(k + 1, x), 1, i, x)),
+        )
+
+    def output(r: int) -> Stmt:
+        row = matrix[r]
+        terms = {i: row[k] for i, k in enumerate(firsts)} | {count: row[0], count + 1: row[-1]}
+
+        def shared(j: int, x: PrimExpr) -> PrimExpr:
+            if j < count:
                 return nest.read(parts, r % 2, j, x)
-            return read(0 if j == len(pairs) else size - 1, x)
+            return read(0 if j == count else size - 1, x)
 
-        coefficients = {i: row[k] for i, k in enumerate(pairs)}
-        coefficients |= {len(pairs): row[0], len(pairs) + 1: row[-1]}
-        kept = {j: c for j, c in coefficients.items() if c}
-        statements.append(
-            nest.vectorized(
-                lanes,
-                lambda x, r=r, kept=kept, shared=shared: store(r, x, _weighted(kept, shared, x)),
-            )
-        )
-    return nest.sequence(*statements)
+        kept = {j: c for j, c in terms.items() if c}
+        return vector(lambda x: store(r, x, _weighted(kept, shared, x)))
+
+    return nest.sequence(
+        nest.allocate(parts), *map(share, range(count)), *map(output, range(len(matrix)))
+    )

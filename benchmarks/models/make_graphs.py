@@ -74,12 +74,14 @@ class Builder:
     def squeeze_excite(self, x: str, name: str, channels: int) -> str:
         inner = channels // 4
         y = self.op("GlobalAveragePool", x)
-        w1, b1 = self.weight(f"{name}.fc1.weight", inner, channels, 1, 1), self.weight(
-            f"{name}.fc1.bias", inner
+        w1, b1 = (
+            self.weight(f"{name}.fc1.weight", inner, channels, 1, 1),
+            self.weight(f"{name}.fc1.bias", inner),
         )
         y = self.op("Relu", self.op("Conv", y, w1, b1))
-        w2, b2 = self.weight(f"{name}.fc2.weight", channels, inner, 1, 1), self.weight(
-            f"{name}.fc2.bias", channels
+        w2, b2 = (
+            self.weight(f"{name}.fc2.weight", channels, inner, 1, 1),
+            self.weight(f"{name}.fc2.bias", channels),
         )
         y = self.op("HardSigmoid", self.op("Conv", y, w2, b2), alpha=1 / 6, beta=0.5)
         return self.op("Mul", x, y)

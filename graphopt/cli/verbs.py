@@ -44,6 +44,8 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
     from graphopt.codegen.linker import find_linker
 
     path = options.writable(args.output)
+    if path.exists() and Path(args.model).exists() and path.samefile(args.model):
+        raise OptionError("options", f"'{path}' is the model itself.", hint="name another file.")
     target = graphopt.TargetSpec.parse(args.target)
     find_linker(target.arch)  # a missing one is said before the work, not after it
     with screen.busy(f"compiling {args.model}"):
@@ -121,7 +123,7 @@ def profile(args: argparse.Namespace, screen: Screen) -> int:
         inputs = options.read_arrays(args.input)
     else:
         wanted = options.one_specialisation(args.shape) or {}
-        fitting = [s for s in model.shapes if all(s.get(n) == dims for n, dims in wanted.items())]
+        fitting = [shapes for shapes in model.shapes if wanted.items() <= shapes.items()]
         if not fitting:
             raise OptionError("profile", "the program has no specialisation for these shapes.")
         inputs = random_inputs(model.inputs, fitting[0])

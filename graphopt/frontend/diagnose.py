@@ -11,7 +11,6 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
-from graphopt.errors import ModelError
 from graphopt.frontend.converters import CONVERTERS
 from graphopt.frontend.importer import UnsupportedNode, unsupported_nodes
 from graphopt.frontend.model import Array, OnnxModel
@@ -131,9 +130,10 @@ def _nbytes(kind: Any) -> int | None:
     if shape is None:
         return None
     try:
-        return prod(shape) * helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).itemsize
+        dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)
     except KeyError:
         return None
+    return int(prod(shape) * dtype.itemsize)
 
 
 def _total(parts: Sequence[int | None]) -> int | None:
@@ -168,13 +168,13 @@ def _doubtful(model: OnnxModel) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def node_flops(
-    node: NodeProto, shapes: Mapping[str, tuple[int, ...] | None]
-) -> int | None:
+def node_flops(node: NodeProto, shapes: Mapping[str, tuple[int, ...] | None]) -> int | None:
     """2·multiply-adds of a convolution, matrix product or recurrent layer; 0 for other nodes.
 
     None if a shape that matters is unknown.
     """
+    if node.op_type in ("If", "Loop", "Scan"):
+        return None
     inputs = [shapes.get(name) for name in node.input if name]
     output = shapes.get(node.output[0]) if node.output else None
     if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
@@ -221,6 +221,3 @@ def _activation_bytes(model: OnnxModel) -> int | None:
         for name in [name for name in alive if last[name] <= i]:
             del alive[name]
     return peak
-
-
-__all__ = ["Diagnosis", "ModelError", "Tensor", "diagnose", "node_flops"]

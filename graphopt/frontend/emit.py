@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
 from onnx import AttributeProto, NodeProto, helper
 from tvm import relax
 
-from graphopt.frontend.model import Array, OnnxModel
+from graphopt.frontend.model import Array
 
 Expr = Any
 
@@ -84,6 +84,18 @@ class GraphEmitter:
         return var
 
 
+class NodeValues(Protocol):
+    """Where a node finds its inputs by name."""
+
+    def __getitem__(self, name: str) -> Expr | Array:
+        """A constant's array, or an emitted expression."""
+        ...
+
+    def expression(self, name: str) -> Expr:
+        """The same, always as an expression."""
+        ...
+
+
 class NodeContext:
     """One node during its conversion.
 
@@ -94,9 +106,8 @@ class NodeContext:
     def __init__(
         self,
         node: NodeProto,
-        values: Mapping[str, Expr | Array],
+        values: NodeValues,
         emitter: GraphEmitter,
-        model: OnnxModel,
         opsets: Mapping[str, int],
     ) -> None:
         self.node = node
@@ -106,7 +117,6 @@ class NodeContext:
         self.opset = opsets.get(self.domain, 1)
         self._values = values
         self._emitter = emitter
-        self._model = model
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
         self._read: set[str] = set()
 
@@ -126,8 +136,9 @@ class NodeContext:
 
     def input(self, index: int) -> Expr:
         """Input `index` as an expression: a variable or a constant."""
-        value = self._value(index)
-        return constant(value) if isinstance(value, np.ndarray) else value
+        if not self.has(index):
+            raise Unsupported(f"input {index} is missing")
+        return self._values.expression(self.node.input[index])
 
     def inputs(self) -> list[Expr]:
         """All inputs; none may be omitted."""
@@ -165,17 +176,17 @@ class NodeContext:
         """Whether the node states attribute `name` (counts as read)."""
         return self._attribute(name) is not None
 
-    def int(self, name: str, default: int = 0) -> int:
+    def int_attr(self, name: str, default: int = 0) -> int:
         """An integer attribute."""
         attribute = self._attribute(name)
         return default if attribute is None else int(attribute.i)
 
-    def float(self, name: str, default: float = 0.0) -> float:
+    def float_attr(self, name: str, default: float = 0.0) -> float:
         """A float attribute, as the float32 that the file holds."""
         attribute = self._attribute(name)
         return default if attribute is None else float(attribute.f)
 
-    def string(self, name: str, default: str = "") -> str:
+    def string_attr(self, name: str, default: str = "") -> str:
         """A string attribute."""
         attribute = self._attribute(name)
         return default if attribute is None else attribute.s.decode("utf-8", "replace")
@@ -279,5 +290,18 @@ def numpy_dtype(code: int) -> str:
 
 
 SUPPORTED_DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+    [
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    ]
 )

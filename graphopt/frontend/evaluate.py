@@ -18,15 +18,57 @@ logger = logging.getLogger(__name__)
 # Never folded. Random results must differ per run; Q/DQ mark what becomes integer work; sequences
 # and optionals are no tensors; the rest is too slow in the reference evaluator to be worth it.
 _NEVER = frozenset(
-    """
-    RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial Dropout
-    QuantizeLinear DequantizeLinear DynamicQuantizeLinear
-    If Loop Scan SequenceMap SequenceEmpty SequenceConstruct SequenceInsert SequenceErase SequenceAt
-    SequenceLength SplitToSequence ConcatFromSequence Optional OptionalHasElement OptionalGetElement
-    Conv ConvTranspose ConvInteger QLinearConv QLinearMatMul DeformConv LSTM GRU RNN
-    MaxPool AveragePool LpPool MaxRoiPool RoiAlign Resize Upsample GridSample STFT DFT
-    StringNormalizer TfIdfVectorizer StringConcat StringSplit RegexFullMatch
-    """.split()
+    [
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "Dropout",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "If",
+        "Loop",
+        "Scan",
+        "SequenceMap",
+        "SequenceEmpty",
+        "SequenceConstruct",
+        "SequenceInsert",
+        "SequenceErase",
+        "SequenceAt",
+        "SequenceLength",
+        "SplitToSequence",
+        "ConcatFromSequence",
+        "Optional",
+        "OptionalHasElement",
+        "OptionalGetElement",
+        "Conv",
+        "ConvTranspose",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "DeformConv",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "MaxRoiPool",
+        "RoiAlign",
+        "Resize",
+        "Upsample",
+        "GridSample",
+        "STFT",
+        "DFT",
+        "StringNormalizer",
+        "TfIdfVectorizer",
+        "StringConcat",
+        "StringSplit",
+        "RegexFullMatch",
+    ]
 )
 
 # A result larger than this and than its inputs together would swell the artifact: keep the node.

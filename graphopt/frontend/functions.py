@@ -38,9 +38,7 @@ def _merge_opsets(proto: ModelProto) -> None:
             if version == opset.version:
                 continue
             for node in function.node:
-                if node.domain == opset.domain and not _same_meaning(
-                    node, version, opset.version
-                ):
+                if node.domain == opset.domain and not _same_meaning(node, version, opset.version):
                     raise ModelError(
                         "prepare",
                         f"Function {function.name} uses {node.op_type} of operator set "

@@ -45,27 +45,37 @@ class UnsupportedNode:
         return f"{text} [{self.hint}]" if self.hint else text
 
 
-class Constants(Mapping[str, Any]):
-    """Values by name during the import: emitted expressions, and constants read when needed."""
+class Values(Mapping[str, Any]):
+    """What names stand for during the import; constants are read when they are needed."""
 
     def __init__(self, model: OnnxModel) -> None:
         self.model = model
         self.tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
-        self.values: dict[str, Expr | Array] = {}
+        self.known: dict[str, Expr | Array] = {}
+        self._expressions: dict[str, Expr] = {}
 
     def __getitem__(self, name: str) -> Expr | Array:
-        if name not in self.values:
-            self.values[name] = self.model.array(self.tensors[name])
-        return self.values[name]
+        if name not in self.known:
+            self.known[name] = self.model.array(self.tensors[name])
+        return self.known[name]
+
+    def expression(self, name: str) -> Expr:
+        """A value as an expression; all uses of a constant share one Relax constant."""
+        value = self[name]
+        if not isinstance(value, np.ndarray):
+            return value
+        if name not in self._expressions:
+            self._expressions[name] = constant(value)
+        return self._expressions[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.values or name in self.tensors
+        return name in self.known or name in self.tensors
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.tensors, **self.values})
+        return iter({**self.tensors, **self.known})
 
     def __len__(self) -> int:
-        return len({**self.tensors, **self.values})
+        return len({**self.tensors, **self.known})
 
 
 def import_model(model: OnnxModel) -> Graph:
@@ -105,7 +115,7 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
         for opset in proto.opset_import
     }
     emitter = GraphEmitter()
-    values = Constants(model)
+    values = Values(model)
     refused: list[UnsupportedNode] = []
     types = {v.name: v.type for v in (*proto.graph.value_info, *proto.graph.output)}
     parameters = []
@@ -114,13 +124,13 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
         parameter = _parameter(value.name, value.type, refused)
         if parameter is not None:
             parameters.append(parameter)
-            values.values[value.name] = parameter
+            values.known[value.name] = parameter
     builder = emitter.builder
     with builder.function("main", parameters):
         with builder.dataflow():
             for node in proto.graph.node:
                 if all(name in values for name in node.input if name):
-                    reason = _convert(node, values, emitter, model, opsets)
+                    reason = _convert(node, values, emitter, opsets)
                     if reason is not None:
                         refused.append(_refusal(node, opsets, reason))
                 elif not _is_known(node):
@@ -131,8 +141,7 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
             results = []
             for output in proto.graph.output:
                 if output.name in values:
-                    value = values[output.name]
-                    results.append(constant(value) if isinstance(value, np.ndarray) else value)
+                    results.append(values.expression(output.name))
                 elif not refused:
                     raise ModelError("import", f"Nothing computes the output '{output.name}'.")
             bound = builder.emit_output(relax.Tuple(results), emitter.unique("outputs"))
@@ -170,22 +179,21 @@ def _parameter(name: str, kind: Any, refused: list[UnsupportedNode]) -> Expr | N
 
 def _convert(
     node: NodeProto,
-    values: Constants,
+    values: Values,
     emitter: GraphEmitter,
-    model: OnnxModel,
     opsets: Mapping[str, int],
 ) -> Unsupported | None:
     """Convert one node; returns why not, if not."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     if domain == "" and node.op_type == "Identity":
-        values.values[node.output[0]] = values[node.input[0]]
+        values.known[node.output[0]] = values[node.input[0]]
         return None
     if domain == "" and node.op_type == "Constant":
         return Unsupported("the model was not prepared")
     converter = CONVERTERS.get((domain, node.op_type))
     if converter is None:
         return _unknown(node)
-    context = NodeContext(node, values, emitter, model, opsets)
+    context = NodeContext(node, values, emitter, opsets)
     try:
         produced = converter(context)
         unread = context.unread()
@@ -196,7 +204,7 @@ def _convert(
             if name:
                 if i >= len(results) or results[i] is None:
                     raise Unsupported(f"output {i} ('{name}') is not supported")
-                values.values[name] = results[i]
+                values.known[name] = results[i]
     except Unsupported as refusal:
         return refusal
     except ModelError as error:
@@ -230,7 +238,7 @@ def _refusal(node: NodeProto, opsets: Mapping[str, int], reason: Unsupported) ->
     )
 
 
-def _stand_in(node: NodeProto, values: Constants, types: Mapping[str, Any]) -> None:
+def _stand_in(node: NodeProto, values: Values, types: Mapping[str, Any]) -> None:
     """Let the import go on behind a refused node, to find all that is wrong in one go."""
     for name in node.output:
         kind = types.get(name)
@@ -239,4 +247,4 @@ def _stand_in(node: NodeProto, values: Constants, types: Mapping[str, Any]) -> N
             continue
         dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).name
         if dtype in SUPPORTED_DTYPES:
-            values.values[name] = relax.Var(name, relax.TensorType(shape, dtype))
+            values.known[name] = relax.Var(name, relax.TensorType(shape, dtype))

@@ -51,7 +51,7 @@ class OnnxModel:
             if tensor.data_location == TensorProto.EXTERNAL:
                 data = np.ascontiguousarray(self.array(tensor)).reshape(-1).view(np.uint8)
                 for start in range(0, data.size, _HASH_CHUNK):
-                    hasher.update(data[start : start + _HASH_CHUNK])
+                    hasher.update(data[start : start + _HASH_CHUNK].tobytes())
         return hasher.hexdigest()
 
 
@@ -114,7 +114,7 @@ def tensor_nbytes(tensor: TensorProto) -> int:
         raise ModelError(
             "load", f"{tensor_label(tensor)} has unknown element type {tensor.data_type}."
         ) from None
-    return 0 if dtype.kind == "O" else prod(tensor.dims) * dtype.itemsize
+    return 0 if dtype.kind == "O" else int(prod(tensor.dims) * dtype.itemsize)
 
 
 def _packed_nbytes(tensor: TensorProto) -> int:
@@ -125,7 +125,7 @@ def _packed_nbytes(tensor: TensorProto) -> int:
     }.get(tensor.data_type)
     if bits is None:
         return tensor_nbytes(tensor)
-    return (prod(tensor.dims) * bits + 7) // 8
+    return int((prod(tensor.dims) * bits + 7) // 8)
 
 
 def external_fields(tensor: TensorProto) -> tuple[str, int, int | None]:
@@ -149,7 +149,7 @@ def external_path(tensor: TensorProto, base_dir: Path | None) -> Path:
     if base_dir is None:
         raise ModelError(
             "load",
-            f"{tensor_label(tensor)} has external data ('{location}'), but the model has no folder.",
+            f"{tensor_label(tensor)} has external data ('{location}'), but no folder is known.",
             hint="Give the path of the .onnx file instead of bytes or a ModelProto.",
         )
     base = base_dir.resolve()
@@ -177,7 +177,8 @@ def check_external(tensor: TensorProto, base_dir: Path | None) -> None:
     needed = _packed_nbytes(tensor)
     if length is not None and length != needed:
         raise ModelError(
-            "load", f"{tensor_label(tensor)} states {length} bytes of data, its shape needs {needed}."
+            "load",
+            f"{tensor_label(tensor)} states {length} bytes of data, its shape needs {needed}.",
         )
     if offset < 0 or path.stat().st_size < offset + needed:
         raise ModelError(
@@ -200,7 +201,8 @@ def tensor_array(tensor: TensorProto, base_dir: Path | None = None) -> Array:
         raw = np.memmap(path, np.uint8, "r", offset, (packed,))
         if packed == tensor_nbytes(tensor):
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).newbyteorder("<")
-            return np.asarray(raw).view(dtype).reshape(tuple(tensor.dims))
+            mapped: Array = np.asarray(raw).view(dtype).reshape(tuple(tensor.dims))
+            return mapped
         tensor = TensorProto(
             dims=tensor.dims, data_type=tensor.data_type, name=tensor.name, raw_data=raw.tobytes()
         )
@@ -211,9 +213,9 @@ def tensor_array(tensor: TensorProto, base_dir: Path | None = None) -> Array:
             f"its shape {list(tensor.dims)} needs {_packed_nbytes(tensor)}.",
         )
     try:
-        return numpy_helper.to_array(tensor)
+        return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError) as error:
         raise ModelError(
             "load",
-            f"{tensor_label(tensor)} has not the data its shape {list(tensor.dims)} needs: {error}.",
+            f"{tensor_label(tensor)} does not have the data for {list(tensor.dims)}: {error}.",
         ) from error

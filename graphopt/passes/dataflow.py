@@ -115,7 +115,7 @@ class Dataflow:
     def forward(self, name: str, leaf: Expr, nodes: tuple[str, ...]) -> None:
         """Let every user of `name` read `leaf` (a variable or constant) instead.
 
-        `nodes` go to whoever computes `leaf`; if it is a constant, to the users.
+        `nodes` go to whoever computes `leaf`; if it is a constant or a parameter, to the users.
         """
         leaves = {name: leaf}
         count = self.users[name]
@@ -125,11 +125,11 @@ class Dataflow:
                 self.result = substituted(self.result, leaves)
             else:
                 self.values[user] = self.typed(substituted(self.values[user], leaves))
-                if target is None:
+                if target not in self.values:
                     self.sites[user] = merged(self.sites[user], nodes)
             if target is not None:
                 self.users[target][user] += times
-        if target in self.sites:
+        if target in self.values:
             self.sites[target] = merged(self.sites[target], nodes)
         count.clear()
         self._drop(name)

@@ -32,10 +32,20 @@ class Permuted:
     shape: tuple[int, ...]
 
 
+def _permuted(x: Expr, axes: tuple[int, ...]) -> Expr:
+    return x if axes == tuple(range(len(axes))) else relax.op.permute_dims(x, list(axes))
+
+
 def _build(_view: View, found: Permuted) -> Expr:
-    result = relax.op.permute_dims(found.x, list(found.axes))
-    permuted = tuple(shape_of(found.x)[axis] for axis in found.axes)
-    return result if permuted == found.shape else reshaped(result, found.shape)
+    result = _permuted(found.x, found.axes)
+    dims = tuple(shape_of(found.x)[axis] for axis in found.axes)
+    return result if dims == found.shape else reshaped(result, found.shape)
+
+
+def _nothing_moves(_view: View, _var: Expr, value: Expr) -> Permuted | None:
+    axes = permutation(value)
+    same = axes == tuple(range(len(axes)))
+    return Permuted(value.args[0], axes, shape_of(value)) if same else None
 
 
 def _composed(view: View, _var: Expr, value: Expr) -> Permuted | None:
@@ -111,7 +121,7 @@ def _view_first(_view: View, found: Unpadded) -> Expr:
     x = found.x
     if shape_of(x) != found.source:
         x = reshaped(x, found.source)
-    return relax.op.permute_dims(x, list(found.axes))
+    return _permuted(x, found.axes)
 
 
 @dataclass(frozen=True)
@@ -152,12 +162,12 @@ def _elementwise(view: View, _var: Expr, value: Expr) -> Pushed | None:
         elif len(dims) != len(axes):
             return None
         elif source is not None:
-            operands.append(relax.op.permute_dims(operand, list(axes)))
-            cancels = permutation(source) == _inverse(axes)
-            saved += int(cancels and view.used_once(operand))
-            added += int(not cancels)
+            first = permutation(source)
+            operands.append(_permuted(source.args[0], tuple(first[axis] for axis in axes)))
+            saved += int(view.used_once(operand))
+            added += int(first != _inverse(axes))
         else:
-            operands.append(relax.op.permute_dims(operand, list(axes)))
+            operands.append(_permuted(operand, axes))
             added += 1
     return Pushed(call, result, axes, tuple(operands), saved, added)
 
@@ -188,6 +198,7 @@ class SimplifyTransposes:
     def run(self, graph: Graph) -> Outcome:
         root = ("permute_dims",)
         rules: tuple[Rule[Any], ...] = (
+            Rule("identity", root, _nothing_moves, _build),
             Rule("compose", root, _composed, _build),
             Rule("compose across a view", root, _across_view, _build),
             Rule("leave unit axes", root, _unit_axes_in_place, _build),

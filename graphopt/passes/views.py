@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -122,21 +122,23 @@ def _movable(view: View, found: Projection) -> str | None:
         dims = shape_of(operand)
         if prod(dims) not in (1, last) or (prod(dims) == last and dims[-1:] != (last,)):
             return "an operand varies along other axes than the last"
-    if _single_rows(found):
+    if _single_rows(found.old):
         return None
     if len(found.shape) < 2 or found.shape[-1] != last:
         return "the view changes the last axis"
+    if _single_rows(found.shape):
+        return "the view makes a batch of single rows"
     return None
 
 
-def _single_rows(found: Projection) -> bool:
-    """Whether the product is a batch of single rows, (M, 1, K), rather than one matrix."""
-    return len(found.old) > 2 and found.old[-2] == 1 and prod(found.old[:-1]) > 1
+def _single_rows(shape: tuple[int, ...]) -> bool:
+    """Whether a product of this shape is a batch of single rows, (M, 1, N), not one matrix."""
+    return len(shape) > 2 and shape[-2] == 1 and prod(shape[:-1]) > 1
 
 
 def _move(_view: View, found: Projection) -> Expr:
     lead: tuple[int, ...] = found.shape[:-1]
-    if found.shape[-1] != found.old[-1] or _single_rows(replace(found, old=found.shape)):
+    if found.shape[-1] != found.old[-1] or _single_rows(found.shape):
         lead = (*[1] * (len(found.old) - 2), prod(found.old[:-1]))
     result = relax.op.matmul(reshaped(found.x, (*lead, shape_of(found.x)[-1])), found.weight)
     for call, operand in found.steps:

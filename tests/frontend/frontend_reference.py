@@ -95,6 +95,16 @@ def _coordinate(i: int, size: int, out: int, scale: float, mode: str) -> float:
     return (i + 0.5) / scale - 0.5
 
 
+def _cubic(f: float, a: float) -> tuple[float, ...]:
+    def near(s: float) -> float:
+        return ((a + 2) * s - (a + 3)) * s * s + 1
+
+    def far(s: float) -> float:
+        return ((a * s - 5 * a) * s + 8 * a) * s - 4 * a
+
+    return far(1 + f), near(f), near(1 - f), far(2 - f)
+
+
 def _weights(size: int, out: int, scale: float, attrs: dict[str, Any]) -> np.ndarray:
     """Matrix (out, size) that resizes one axis."""
     matrix = np.zeros((out, size))
@@ -114,10 +124,7 @@ def _weights(size: int, out: int, scale: float, attrs: dict[str, Any]) -> np.nda
         if attrs["method"] == "linear":
             taps = [(base, 1 - f), (base + 1, f)]
         else:
-            a = attrs["cubic_a"]
-            inner = lambda s: ((a + 2) * s - (a + 3)) * s * s + 1  # noqa: E731
-            outer = lambda s: ((a * s - 5 * a) * s + 8 * a) * s - 4 * a  # noqa: E731
-            coefficients = (outer(1 + f), inner(f), inner(1 - f), outer(2 - f))
+            coefficients = _cubic(f, attrs["cubic_a"])
             taps = list(zip(range(base - 1, base + 3), coefficients, strict=True))
             if attrs["exclude_outside"]:
                 taps = [(j, v) for j, v in taps if 0 <= j < size]
@@ -166,9 +173,7 @@ def run_graph(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarra
     target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
     module = relax.transform.LegalizeOps(_legalize())(graph.module)
     pipeline = relax.backend.cpu_generic.get_default_pipeline(target)
-    machine = relax.VirtualMachine(
-        relax.build(module, target, relax_pipeline=pipeline), tvm.cpu()
-    )
+    machine = relax.VirtualMachine(relax.build(module, target, relax_pipeline=pipeline), tvm.cpu())
     names = [parameter.name for parameter in graph.module["main"].params]
     results = machine["main"](*[tvm.runtime.tensor(feeds[name]) for name in names])
     return {name: r.numpy() for name, r in zip(graph.outputs, results, strict=True)}

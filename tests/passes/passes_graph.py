@@ -114,7 +114,7 @@ def fires(step, before, expected=None, rewrites=None):
 
 
 def refuses(step, before, reason=None):
-    """Run a pass that must leave `before` as it is, giving `reason` (a part of it) if it says one."""
+    """Run a pass that must leave `before` as it is; `reason` is a part of what it says, if any."""
     outcome = step.run(before)
     assert outcome.rewrites == 0
     assert outcome.graph is before

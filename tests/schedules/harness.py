@@ -199,9 +199,7 @@ def serial_extents(func: Any) -> list[int]:
     A test that wants all of a kernel shared among the workers asserts that this is empty.
     """
     serial = [
-        s
-        for s in nests(func)
-        if not (isinstance(s, tirx.For) and s.kind == tirx.ForKind.PARALLEL)
+        s for s in nests(func) if not (isinstance(s, tirx.For) and s.kind == tirx.ForKind.PARALLEL)
     ]
     return [int(s.extent) if isinstance(s, tirx.For) else 1 for s in serial]
 

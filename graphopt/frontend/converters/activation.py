@@ -46,7 +46,7 @@ def _softplus(node: NodeContext, x: Expr) -> Expr:
 
 def leaky_relu(node: NodeContext) -> Expr:
     """x where x ≥ 0, else alpha·x."""
-    return node.emit(op.nn.leakyrelu(node.input(0), node.float("alpha", 0.01)))
+    return node.emit(op.nn.leakyrelu(node.input(0), node.float_attr("alpha", 0.01)))
 
 
 def prelu(node: NodeContext) -> Expr:
@@ -60,22 +60,22 @@ def prelu(node: NodeContext) -> Expr:
 def elu(node: NodeContext) -> Expr:
     """max(x, 0) + alpha·(e^min(x, 0) − 1)."""
     x = node.input(0)
-    below = _affine(node, _exp_below_zero(node, x), node.float("alpha", 1.0), 0.0)
+    below = _affine(node, _exp_below_zero(node, x), node.float_attr("alpha", 1.0), 0.0)
     return node.emit(op.add(node.emit(op.nn.relu(x)), below))
 
 
 def selu(node: NodeContext) -> Expr:
     """gamma·(max(x, 0) + alpha·(e^min(x, 0) − 1))."""
     x = node.input(0)
-    alpha = node.float("alpha", 1.67326319217681884765625)
-    gamma = node.float("gamma", 1.05070102214813232421875)
+    alpha = node.float_attr("alpha", 1.67326319217681884765625)
+    gamma = node.float_attr("gamma", 1.05070102214813232421875)
     below = _affine(node, _exp_below_zero(node, x), alpha, 0.0)
     return _affine(node, node.emit(op.add(node.emit(op.nn.relu(x)), below)), gamma, 0.0)
 
 
 def celu(node: NodeContext) -> Expr:
     """max(x, 0) + alpha·(e^(min(x, 0)/alpha) − 1)."""
-    x, alpha = node.input(0), node.float("alpha", 1.0)
+    x, alpha = node.input(0), node.float_attr("alpha", 1.0)
     if alpha == 0:
         raise Unsupported("alpha is 0")
     below = _exp_below_zero(node, _affine(node, x, 1.0 / alpha, 0.0))
@@ -86,7 +86,7 @@ def celu(node: NodeContext) -> Expr:
 
 def hard_sigmoid(node: NodeContext) -> Expr:
     """clip(alpha·x + beta, 0, 1)."""
-    x = _affine(node, node.input(0), node.float("alpha", 0.2), node.float("beta", 0.5))
+    x = _affine(node, node.input(0), node.float_attr("alpha", 0.2), node.float_attr("beta", 0.5))
     return node.emit(op.clip(x, 0, 1))
 
 
@@ -99,7 +99,7 @@ def hard_swish(node: NodeContext) -> Expr:
 def swish(node: NodeContext) -> Expr:
     """x·sigmoid(alpha·x)."""
     x = node.input(0)
-    gate = node.emit(op.sigmoid(_affine(node, x, node.float("alpha", 1.0), 0.0)))
+    gate = node.emit(op.sigmoid(_affine(node, x, node.float_attr("alpha", 1.0), 0.0)))
     return node.emit(op.multiply(x, gate))
 
 
@@ -123,14 +123,14 @@ def mish(node: NodeContext) -> Expr:
 def thresholded_relu(node: NodeContext) -> Expr:
     """x where x > alpha, else 0."""
     x = node.input(0)
-    above = node.emit(op.greater(x, node.scalar(node.float("alpha", 1.0), x)))
+    above = node.emit(op.greater(x, node.scalar(node.float_attr("alpha", 1.0), x)))
     return node.emit(op.where(above, x, node.scalar(0, x)))
 
 
 def shrink(node: NodeContext) -> Expr:
     """x ∓ bias outside [−lambd, lambd], 0 inside."""
     x = node.input(0)
-    limit, bias = node.float("lambd", 0.5), node.float("bias")
+    limit, bias = node.float_attr("lambd", 0.5), node.float_attr("bias")
     zero = node.scalar(0, x)
     low = node.emit(op.less(x, node.scalar(-limit, x)))
     high = node.emit(op.greater(x, node.scalar(limit, x)))
@@ -146,7 +146,7 @@ def gelu_exact(node: NodeContext, x: Expr) -> Expr:
 
 def gelu(node: NodeContext) -> Expr:
     """Gelu, exact or by its tanh approximation."""
-    x, approximate = node.input(0), node.string("approximate", "none")
+    x, approximate = node.input(0), node.string_attr("approximate", "none")
     if approximate == "none":
         return gelu_exact(node, x)
     if approximate != "tanh":
@@ -161,7 +161,7 @@ def _along_axis(node: NodeContext, function: Callable[[Expr, int], Expr]) -> Exp
     """Softmax and its kin: before operator set 13 they flatten all axes from `axis` on."""
     x = node.input(0)
     shape = shape_of(x)
-    axis = normal_axis(node.int("axis", -1 if node.opset >= 13 else 1), len(shape))
+    axis = normal_axis(node.int_attr("axis", -1 if node.opset >= 13 else 1), len(shape))
     if node.opset >= 13 or axis == len(shape) - 1 or math.prod(shape[axis + 1 :]) == 1:
         return function(x, axis)
     flat = node.reshape(x, (math.prod(shape[:axis]), math.prod(shape[axis:])))

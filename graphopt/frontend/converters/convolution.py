@@ -8,7 +8,15 @@ from typing import Any
 from tvm import relax
 
 from graphopt.frontend.converters.windows import read_window
-from graphopt.frontend.emit import Expr, NodeContext, Unsupported, constant, constant_array, dtype_of, shape_of
+from graphopt.frontend.emit import (
+    Expr,
+    NodeContext,
+    Unsupported,
+    constant,
+    constant_array,
+    dtype_of,
+    shape_of,
+)
 
 op = relax.op
 
@@ -38,7 +46,7 @@ def convolve(node: NodeContext, x: Expr, w: Expr, out_dtype: str | None = None) 
     """Convolution of x (N,C,…) with w (O,C/groups,…) by the node's attributes, without bias."""
     spatial = shape_of(x)[2:]
     window = read_window(node, _kernel_shape(node, w), spatial)
-    groups = node.int("group", 1)
+    groups = node.int_attr("group", 1)
     channels, filters, per_group = shape_of(x)[1], shape_of(w)[0], shape_of(w)[1]
     if groups < 1 or channels != per_group * groups or filters % groups:
         raise Unsupported(
@@ -92,7 +100,7 @@ def conv_transpose(node: NodeContext) -> Expr:
     strides = tuple(node.int_list("strides") or [1] * rank)
     dilations = tuple(node.int_list("dilations") or [1] * rank)
     extra = list(node.int_list("output_padding") or [0] * rank)
-    groups = node.int("group", 1)
+    groups = node.int_attr("group", 1)
     before, after, extra = _transpose_padding(node, spatial, kernel, strides, dilations, extra)
     if rank == 1:
         x, w = _lifted(node, x), _lifted(node, w)
@@ -101,9 +109,7 @@ def conv_transpose(node: NodeContext) -> Expr:
     if any(e >= s for e, s in zip(extra, strides, strict=True)):
         raise Unsupported("output_padding is not smaller than the stride")
     result = node.emit(
-        op.nn.conv2d_transpose(
-            x, w, strides, (*before, *after), tuple(extra), dilations, groups
-        )
+        op.nn.conv2d_transpose(x, w, strides, (*before, *after), tuple(extra), dilations, groups)
     )
     if rank == 1:
         shape = shape_of(result)
@@ -125,7 +131,7 @@ def _transpose_padding(
         (size - 1) * s + d * (k - 1) + 1
         for size, s, k, d in zip(spatial, strides, kernel, dilations, strict=True)
     ]
-    mode = node.string("auto_pad", "NOTSET") or "NOTSET"
+    mode = node.string_attr("auto_pad", "NOTSET") or "NOTSET"
     pads, wanted = node.int_list("pads"), node.int_list("output_shape")
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size * s for size, s in zip(spatial, strides, strict=True)]

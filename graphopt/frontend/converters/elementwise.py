@@ -95,7 +95,7 @@ def reciprocal(node: NodeContext) -> Expr:
 def modulo(node: NodeContext) -> Expr:
     """Mod: sign of the divisor (fmod=0, integers) or of the dividend (fmod=1)."""
     a, b = node.input(0), node.input(1)
-    if node.int("fmod"):
+    if node.int_attr("fmod"):
         return node.emit(op.mod(a, b))
     if is_float(a):
         raise Unsupported("Mod of floats needs fmod=1")
@@ -107,7 +107,7 @@ def clip(node: NodeContext) -> Expr:
     x = node.input(0)
     if node.opset < 11:
         limit = float(np.finfo(np.float32).max)
-        low_value, high_value = node.float("min", -limit), node.float("max", limit)
+        low_value, high_value = node.float_attr("min", -limit), node.float_attr("max", limit)
         low = None if low_value <= -limit else np.float32(low_value)
         high = None if high_value >= limit else np.float32(high_value)
         return _clip_constant(node, x, low, high)
@@ -136,7 +136,7 @@ def _clip_constant(node: NodeContext, x: Expr, low: Any, high: Any) -> Expr:
 def cast(node: NodeContext) -> Expr:
     """Cast to another element type."""
     node.ignore("saturate", "round_mode")  # of float8 targets, which numpy_dtype refuses
-    return node.cast(node.input(0), numpy_dtype(node.int("to")))
+    return node.cast(node.input(0), numpy_dtype(node.int_attr("to")))
 
 
 def cast_like(node: NodeContext) -> Expr:
@@ -148,7 +148,7 @@ def cast_like(node: NodeContext) -> Expr:
 def is_inf(node: NodeContext) -> Expr:
     """IsInf with either sign switched off."""
     x = node.input(0)
-    positive, negative = node.int("detect_positive", 1), node.int("detect_negative", 1)
+    positive, negative = node.int_attr("detect_positive", 1), node.int_attr("detect_negative", 1)
     if positive and negative:
         return node.emit(op.isinf(x))
     if positive:
@@ -161,7 +161,7 @@ def is_inf(node: NodeContext) -> Expr:
 def bit_shift(node: NodeContext) -> Expr:
     """BitShift of unsigned integers; shifts by the width or more give 0."""
     x, by = node.input(0), node.input(1)
-    direction = node.string("direction")
+    direction = node.string_attr("direction")
     if direction not in ("LEFT", "RIGHT"):
         raise Unsupported(f"direction '{direction}' is unknown")
     width = np.dtype(dtype_of(x)).itemsize * 8
@@ -193,9 +193,7 @@ def dropout(node: NodeContext) -> tuple[Expr, ...]:
     return (x, mask)
 
 
-def _bool_aware(
-    name: str, function: Callable[[Expr, Expr], Expr]
-) -> Callable[[NodeContext], Expr]:
+def _bool_aware(name: str, function: Callable[[Expr, Expr], Expr]) -> Callable[[NodeContext], Expr]:
     # TVM compares booleans as it does integers for equality only.
     def convert(node: NodeContext) -> Expr:
         a, b = node.input(0), node.input(1)

@@ -13,7 +13,6 @@ from graphopt.frontend.emit import (
     NodeContext,
     Unsupported,
     constant,
-    dtype_of,
     normal_axis,
     shape_of,
 )
@@ -44,7 +43,7 @@ def gather(node: NodeContext) -> Expr:
     """Take along an axis; a constant scalar index is a slice, which may need no copy."""
     x, known = node.input(0), node.array(1)
     shape = shape_of(x)
-    axis = normal_axis(node.int("axis"), len(shape))
+    axis = normal_axis(node.int_attr("axis"), len(shape))
     if known is None:
         # "wrap" gives negative indices their meaning and cannot read outside of the data.
         return node.emit(op.take(x, node.input(1), axis, mode="wrap"))
@@ -59,7 +58,7 @@ def gather(node: NodeContext) -> Expr:
 def gather_elements(node: NodeContext) -> Expr:
     """One element of an axis per output element."""
     x = node.input(0)
-    axis = normal_axis(node.int("axis"), len(shape_of(x)))
+    axis = normal_axis(node.int_attr("axis"), len(shape_of(x)))
     return node.emit(op.gather_elements(x, _from_front(node, 1, shape_of(x)[axis]), axis))
 
 
@@ -79,7 +78,7 @@ def _coordinates(node: NodeContext, index: int, sizes: tuple[int, ...]) -> Expr:
 
 def gather_nd(node: NodeContext) -> Expr:
     """Slices of the data by index tuples."""
-    x, batch = node.input(0), node.int("batch_dims")
+    x, batch = node.input(0), node.int_attr("batch_dims")
     depth = shape_of(node.input(1))[-1]
     indices = _coordinates(node, 1, shape_of(x)[batch : batch + depth])
     return node.emit(op.gather_nd(x, indices, batch))
@@ -89,7 +88,7 @@ _REDUCTIONS = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min"
 
 
 def _reduction(node: NodeContext) -> str:
-    name = node.string("reduction", "none") or "none"
+    name = node.string_attr("reduction", "none") or "none"
     if name not in _REDUCTIONS:
         raise Unsupported(f"reduction '{name}' is unknown")
     return _REDUCTIONS[name]
@@ -98,11 +97,9 @@ def _reduction(node: NodeContext) -> str:
 def scatter_elements(node: NodeContext) -> Expr:
     """Write or combine single elements along an axis."""
     x = node.input(0)
-    axis = normal_axis(node.int("axis"), len(shape_of(x)))
+    axis = normal_axis(node.int_attr("axis"), len(shape_of(x)))
     indices = _from_front(node, 1, shape_of(x)[axis])
-    return node.emit(
-        op.scatter_elements(x, indices, node.input(2), axis, _reduction(node))
-    )
+    return node.emit(op.scatter_elements(x, indices, node.input(2), axis, _reduction(node)))
 
 
 def scatter_nd(node: NodeContext) -> Expr:
@@ -116,9 +113,9 @@ def scatter_nd(node: NodeContext) -> Expr:
 def top_k(node: NodeContext) -> tuple[Expr | None, ...]:
     """The k largest or smallest along an axis, and where they were."""
     x = node.input(0)
-    axis = normal_axis(node.int("axis", -1), len(shape_of(x)))
-    k = node.int("k") if node.opset < 10 else node.ints(1, "k")[0]
-    largest = bool(node.int("largest", 1))
+    axis = normal_axis(node.int_attr("axis", -1), len(shape_of(x)))
+    k = node.int_attr("k") if node.opset < 10 else node.ints(1, "k")[0]
+    largest = bool(node.int_attr("largest", 1))
     node.ignore("sorted")  # sorted results are right for both values
     if not 0 < k <= shape_of(x)[axis]:
         raise Unsupported(f"k={k} is out of range for an axis of {shape_of(x)[axis]}")
@@ -136,7 +133,7 @@ def one_hot(node: NodeContext) -> Expr:
     depth = int(node.known(1, "depth").reshape(-1)[0])
     indices = node.input(0)
     rank = len(shape_of(indices)) + 1
-    axis = normal_axis(node.int("axis", -1), rank)
+    axis = normal_axis(node.int_attr("axis", -1), rank)
     shape = list(shape_of(indices))
     shape.insert(axis, 1)
     # ONNX allows integer-valued floats as indices; comparing works in any type.

@@ -45,10 +45,10 @@ def matmul(node: NodeContext) -> Expr:
 
 def gemm(node: NodeContext) -> Expr:
     """alpha·A·B + beta·C; transposes and factors of constants are folded into them."""
-    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
-    a = _operand(node, 0, bool(node.int("transA")), 1.0)
+    alpha, beta = node.float_attr("alpha", 1.0), node.float_attr("beta", 1.0)
+    a = _operand(node, 0, bool(node.int_attr("transA")), 1.0)
     fold_alpha = node.array(1) is not None
-    b = _operand(node, 1, bool(node.int("transB")), alpha if fold_alpha else 1.0)
+    b = _operand(node, 1, bool(node.int_attr("transB")), alpha if fold_alpha else 1.0)
     result = matrix_product(node, a, b)
     if alpha != 1.0 and not fold_alpha:
         result = node.emit(op.multiply(result, node.scalar(alpha, result)))
@@ -101,7 +101,7 @@ def _shifted(node: NodeContext, index: int, zero_index: int, axis: int) -> Expr:
 
 def einsum(node: NodeContext) -> Expr:
     """Einsum: as a batched matrix product where it is one, else by Relax's own operator."""
-    equation = node.string("equation").replace(" ", "")
+    equation = node.string_attr("equation").replace(" ", "")
     operands = node.inputs()
     product = _einsum_as_matmul(node, equation, operands)
     if product is not None:
@@ -154,17 +154,17 @@ def _einsum_as_matmul(node: NodeContext, equation: str, operands: list[Expr]) ->
 
 def fused_matmul(node: NodeContext) -> Expr:
     """com.microsoft FusedMatMul: alpha·A'·B' with transposes of the last two axes."""
-    if node.int("transBatchA") or node.int("transBatchB"):
+    if node.int_attr("transBatchA") or node.int_attr("transBatchB"):
         raise Unsupported("transposed batch axes are not supported")
     sides = []
     for index, name in enumerate(("transA", "transB")):
         value = node.input(index)
         rank = len(shape_of(value))
-        if node.int(name) and rank >= 2:
+        if node.int_attr(name) and rank >= 2:
             value = node.transpose(value, [*range(rank - 2), rank - 1, rank - 2])
         sides.append(value)
     result = matrix_product(node, sides[0], sides[1])
-    alpha = node.float("alpha", 1.0)
+    alpha = node.float_attr("alpha", 1.0)
     if alpha == 1.0:
         return result
     return node.emit(op.multiply(result, constant(alpha, dtype_of(result))))

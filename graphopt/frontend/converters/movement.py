@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from onnx import numpy_helper
 from tvm import relax
 
 from graphopt.frontend.emit import (
@@ -16,6 +17,7 @@ from graphopt.frontend.emit import (
     constant,
     dtype_of,
     normal_axis,
+    numpy_dtype,
     shape_of,
 )
 
@@ -27,7 +29,7 @@ def reshape(node: NodeContext) -> Expr:
     x = node.input(0)
     shape = shape_of(x)
     wanted = node.ints(1, "the target shape") if node.has(1) else (node.int_list("shape") or [])
-    if not node.int("allowzero"):
+    if not node.int_attr("allowzero"):
         if any(dim == 0 and i >= len(shape) for i, dim in enumerate(wanted)):
             raise Unsupported(f"target shape {wanted} copies a dimension that {shape} has not")
         wanted = [shape[i] if dim == 0 else dim for i, dim in enumerate(wanted)]
@@ -45,7 +47,7 @@ def flatten(node: NodeContext) -> Expr:
     """To two axes, split at `axis`."""
     x = node.input(0)
     shape = shape_of(x)
-    axis = node.int("axis", 1)
+    axis = node.int_attr("axis", 1)
     axis = axis + len(shape) if axis < 0 else axis
     return node.reshape(x, (prod(shape[:axis]), prod(shape[axis:])))
 
@@ -92,7 +94,7 @@ def transpose(node: NodeContext) -> Expr:
 def concat(node: NodeContext) -> Expr:
     """Join along an axis."""
     values = node.inputs()
-    axis = normal_axis(node.int("axis", 1), len(shape_of(values[0])))
+    axis = normal_axis(node.int_attr("axis", 1), len(shape_of(values[0])))
     filled = [value for value in values if prod(shape_of(value))] or values[:1]
     if len(filled) == 1:
         return filled[0]
@@ -102,9 +104,9 @@ def concat(node: NodeContext) -> Expr:
 def split(node: NodeContext) -> tuple[Expr, ...]:
     """One slice per output, so that every part is a value of its own."""
     x = node.input(0)
-    axis = normal_axis(node.int("axis"), len(shape_of(x)))
+    axis = normal_axis(node.int_attr("axis"), len(shape_of(x)))
     length = shape_of(x)[axis]
-    count = node.int("num_outputs", node.outputs)
+    count = node.int_attr("num_outputs", node.outputs)
     sizes = node.ints(1, "split sizes") if node.has(1) else node.int_list("split")
     if not sizes:
         chunk = -(-length // count)
@@ -182,13 +184,13 @@ def pad(node: NodeContext) -> Expr:
     x = node.input(0)
     shape = shape_of(x)
     rank = len(shape)
-    mode = node.string("mode", "constant") or "constant"
+    mode = node.string_attr("mode", "constant") or "constant"
     if mode not in _PAD_MODES:
         raise Unsupported(f"mode '{mode}' is unknown")
     value = 0.0
     if node.opset < 11:
         pads = node.int_list("pads") or node.int_list("paddings") or []
-        value = node.float("value")
+        value = node.float_attr("value")
         axes = list(range(rank))
     else:
         pads = node.ints(1, "pads")
@@ -228,7 +230,7 @@ def depth_to_space(node: NodeContext) -> Expr:
     """Channels to blocks of pixels, in DCR or CRD order."""
     x = node.input(0)
     n, c, h, w = shape_of(x)
-    block, mode = node.int("blocksize"), node.string("mode", "DCR") or "DCR"
+    block, mode = node.int_attr("blocksize"), node.string_attr("mode", "DCR") or "DCR"
     if block < 1 or c % (block * block) or mode not in ("DCR", "CRD"):
         raise Unsupported(f"blocksize {block} in mode '{mode}' does not fit {shape_of(x)}")
     depth = c // (block * block)
@@ -244,7 +246,7 @@ def space_to_depth(node: NodeContext) -> Expr:
     """Blocks of pixels to channels, in DCR or CRD order."""
     x = node.input(0)
     n, c, h, w = shape_of(x)
-    block, mode = node.int("blocksize"), node.string("mode", "DCR") or "DCR"
+    block, mode = node.int_attr("blocksize"), node.string_attr("mode", "DCR") or "DCR"
     if block < 1 or h % block or w % block or mode not in ("DCR", "CRD"):
         raise Unsupported(f"blocksize {block} in mode '{mode}' does not fit {shape_of(x)}")
     axes = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
@@ -258,7 +260,7 @@ def triangle(node: NodeContext) -> Expr:
     rows, columns = shape_of(x)[-2:]
     offset = node.ints(1, "k")[0] if node.has(1) else 0
     distance = np.arange(columns)[None, :] - np.arange(rows)[:, None]
-    kept = distance >= offset if node.int("upper", 1) else distance <= offset
+    kept = distance >= offset if node.int_attr("upper", 1) else distance <= offset
     if dtype_of(x) == "bool":
         return node.emit(op.logical_and(x, constant(kept)))
     return node.emit(op.where(constant(kept), x, node.scalar(0, x)))
@@ -267,7 +269,7 @@ def triangle(node: NodeContext) -> Expr:
 def shape_value(node: NodeContext) -> Expr:
     """Shape of a value, which is static here."""
     shape = shape_of(node.input(0))
-    part = shape[node.int("start") : node.int("end", len(shape))]
+    part = shape[node.int_attr("start") : node.int_attr("end", len(shape))]
     return constant(np.array(part, np.int64))
 
 
@@ -286,24 +288,20 @@ def constant_of_shape(node: NodeContext) -> Expr:
 
 
 def _fill(tensor: Any) -> Any:
-    from onnx import numpy_helper
-
     return numpy_helper.to_array(tensor).reshape(-1)[0]
 
 
 def eye_like(node: NodeContext) -> Expr:
     """Ones on a diagonal."""
-    from graphopt.frontend.emit import numpy_dtype
-
     x = node.input(0)
     rows, columns = shape_of(x)
-    dtype = numpy_dtype(node.int("dtype")) if node.has_attribute("dtype") else dtype_of(x)
-    return constant(np.eye(rows, columns, node.int("k")), dtype)
+    dtype = numpy_dtype(node.int_attr("dtype")) if node.has_attribute("dtype") else dtype_of(x)
+    return constant(np.eye(rows, columns, node.int_attr("k")), dtype)
 
 
 def reverse_sequence(node: NodeContext) -> Expr:
     """Reverse the first lengths[b] steps of each batch entry."""
-    batch, time = node.int("batch_axis", 1), node.int("time_axis", 0)
+    batch, time = node.int_attr("batch_axis", 1), node.int_attr("time_axis", 0)
     return node.emit(op.reverse_sequence(node.input(0), node.input(1), time, batch))
 
 

@@ -24,11 +24,11 @@ op = relax.op
 def batch_norm(node: NodeContext) -> Expr:
     """Inference: one multiplication and one addition per channel; a pass folds them."""
     node.ignore("momentum")
-    if node.int("training_mode") or any(node.wants(i) for i in range(1, node.outputs)):
+    if node.int_attr("training_mode") or any(node.wants(i) for i in range(1, node.outputs)):
         raise Unsupported("BatchNormalization in training mode", "Export with model.eval().")
-    if node.int("spatial", 1) != 1:
+    if node.int_attr("spatial", 1) != 1:
         raise Unsupported("BatchNormalization with spatial=0 is not supported")
-    x, epsilon = node.input(0), node.float("epsilon", 1e-5)
+    x, epsilon = node.input(0), node.float_attr("epsilon", 1e-5)
     shape = (1, shape_of(x)[1], *[1] * (len(shape_of(x)) - 2))
     arrays = [node.array(i) for i in range(1, 5)]
     if all(array is not None for array in arrays):
@@ -75,8 +75,8 @@ def layer_norm(node: NodeContext) -> tuple[Expr, ...]:
     """LayerNormalization over the trailing axes; mean and inverse deviation where asked for."""
     x = node.input(0)
     shape = shape_of(x)
-    axis = normal_axis(node.int("axis", -1), len(shape))
-    epsilon, stash = node.float("epsilon", 1e-5), node.int("stash_type", 1)
+    axis = normal_axis(node.int_attr("axis", -1), len(shape))
+    epsilon, stash = node.float_attr("epsilon", 1e-5), node.int_attr("stash_type", 1)
     if stash != 1:
         raise Unsupported(f"stash_type={stash} is not supported")
     axes = list(range(axis, len(shape)))
@@ -108,8 +108,8 @@ def rms_norm(node: NodeContext) -> Expr:
     """RMSNormalization over the trailing axes."""
     x = node.input(0)
     shape = shape_of(x)
-    axis = normal_axis(node.int("axis", -1), len(shape))
-    epsilon, stash = node.float("epsilon", 1e-5), node.int("stash_type", 1)
+    axis = normal_axis(node.int_attr("axis", -1), len(shape))
+    epsilon, stash = node.float_attr("epsilon", 1e-5), node.int_attr("stash_type", 1)
     if stash != 1:
         raise Unsupported(f"stash_type={stash} is not supported")
     if any(node.wants(i) for i in range(1, node.outputs)):
@@ -123,7 +123,7 @@ def instance_norm(node: NodeContext) -> Expr:
     x = node.input(0)
     shape = shape_of(x)
     axes = list(range(2, len(shape)))
-    centred, _, inverse = _moments(node, x, axes, node.float("epsilon", 1e-5))
+    centred, _, inverse = _moments(node, x, axes, node.float_attr("epsilon", 1e-5))
     normal = node.emit(op.multiply(centred, inverse))
     return _affine(node, normal, (1, shape[1], *[1] * len(axes)), 1, 2)
 
@@ -133,8 +133,8 @@ def group_norm(node: NodeContext) -> Expr:
     channel."""
     x = node.input(0)
     shape = shape_of(x)
-    groups, epsilon = node.int("num_groups"), node.float("epsilon", 1e-5)
-    if node.int("stash_type", 1) != 1:
+    groups, epsilon = node.int_attr("num_groups"), node.float_attr("epsilon", 1e-5)
+    if node.int_attr("stash_type", 1) != 1:
         raise Unsupported("only stash_type=1 is supported")
     if groups < 1 or shape[1] % groups:
         raise Unsupported(f"{shape[1]} channels cannot form {groups} groups")
@@ -151,8 +151,8 @@ def group_norm(node: NodeContext) -> Expr:
 
 def lp_normalization(node: NodeContext) -> Expr:
     """x divided by its L1 or L2 norm along an axis; 0 where the norm is 0."""
-    x, p = node.input(0), node.int("p", 2)
-    axis = normal_axis(node.int("axis", -1), len(shape_of(x)))
+    x, p = node.input(0), node.int_attr("p", 2)
+    axis = normal_axis(node.int_attr("axis", -1), len(shape_of(x)))
     if p not in (1, 2):
         raise Unsupported(f"p={p} is not supported")
     powers = node.emit(op.abs(x) if p == 1 else op.multiply(x, x))
@@ -179,10 +179,10 @@ def local_response(node: NodeContext) -> Expr:
     """LRN: x / (bias + alpha·mean of squares in a window of channels)^beta."""
     x = node.input(0)
     shape = shape_of(x)
-    size = node.int("size")
+    size = node.int_attr("size")
     if size < 1:
         raise Unsupported("size must be positive")
-    alpha, beta = node.float("alpha", 1e-4), node.float("beta", 0.75)
+    alpha, beta = node.float_attr("alpha", 1e-4), node.float_attr("beta", 0.75)
     plane = (shape[0], 1, shape[1], int(np.prod(shape[2:], dtype=np.int64)))
     squares = node.reshape(node.emit(op.multiply(x, x)), plane)
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
@@ -193,7 +193,7 @@ def local_response(node: NodeContext) -> Expr:
     )
     average = node.reshape(average, shape)
     base = node.emit(op.multiply(average, node.scalar(alpha, x)))
-    base = node.emit(op.add(base, node.scalar(node.float("bias", 1.0), x)))
+    base = node.emit(op.add(base, node.scalar(node.float_attr("bias", 1.0), x)))
     return node.emit(op.divide(x, node.emit(op.power(base, node.scalar(beta, x)))))
 
 
@@ -208,7 +208,9 @@ def skip_layer_norm(node: NodeContext) -> tuple[Expr | None, ...]:
     gamma = _spread(node, 2, shape[-1:], 1.0, dtype_of(total))
     beta = _spread(node, 3, shape[-1:], 0.0, dtype_of(total))
     axes = [len(shape) - 1]
-    normal = node.emit(op.nn.layer_norm(total, gamma, beta, axes, node.float("epsilon", 1e-12)))
+    normal = node.emit(
+        op.nn.layer_norm(total, gamma, beta, axes, node.float_attr("epsilon", 1e-12))
+    )
     return (normal, None, None, total)
 
 

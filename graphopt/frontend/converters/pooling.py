@@ -60,14 +60,14 @@ def max_pool(node: NodeContext) -> Expr:
     if node.wants(1):
         raise Unsupported("the indices output of MaxPool is not supported")
     x, window = node.input(0), _read(node)
-    if node.int("ceil_mode"):
+    if node.int_attr("ceil_mode"):
         window = replace(window, after=ceil_padding(window, shape_of(x)[2:]))
     return _pool(node, x, window, "max", False)
 
 
 def _averaging_window(node: NodeContext, count_padding: bool) -> Window:
     window = _read(node)
-    if node.int("ceil_mode"):
+    if node.int_attr("ceil_mode"):
         after = ceil_padding(window, shape_of(node.input(0))[2:])
         if count_padding and after != window.after:
             raise Unsupported("ceil_mode together with count_include_pad is not supported")
@@ -77,21 +77,21 @@ def _averaging_window(node: NodeContext, count_padding: bool) -> Window:
 
 def average_pool(node: NodeContext) -> Expr:
     """AveragePool, with or without the padding in the count."""
-    count_padding = bool(node.int("count_include_pad"))
+    count_padding = bool(node.int_attr("count_include_pad"))
     window = _averaging_window(node, count_padding)
     return _pool(node, node.input(0), window, "avg", count_padding)
 
 
 def lp_pool(node: NodeContext) -> Expr:
     """LpPool for p = 1 and 2, from the average of |x|^p."""
-    p = node.int("p", 2)
+    p = node.int_attr("p", 2)
     if p not in (1, 2):
         raise Unsupported(f"LpPool with p={p} is not supported")
     window = _averaging_window(node, True)
     x = node.input(0)
     powers = node.emit(op.abs(x) if p == 1 else op.multiply(x, x))
     total = _pool(node, powers, window, "avg", True)
-    total = node.emit(op.multiply(total, node.scalar(prod(window.kernel), total)))
+    total = node.emit(op.multiply(total, node.scalar(float(prod(window.kernel)), total)))
     return total if p == 1 else node.emit(op.sqrt(total))
 
 
@@ -113,7 +113,7 @@ def global_max_pool(node: NodeContext) -> Expr:
 
 def global_lp_pool(node: NodeContext) -> Expr:
     """Lp norm over all spatial axes, p = 1 or 2."""
-    x, p = node.input(0), node.int("p", 2)
+    x, p = node.input(0), node.int_attr("p", 2)
     if p not in (1, 2):
         raise Unsupported(f"GlobalLpPool with p={p} is not supported")
     powers = node.emit(op.abs(x) if p == 1 else op.multiply(x, x))

@@ -53,7 +53,7 @@ def _quantized_dtype(dtype: str) -> str:
 
 def _axis(node: NodeContext, x: Expr, scale: Array) -> int:
     rank = len(shape_of(x))
-    axis = node.int("axis", 1)
+    axis = node.int_attr("axis", 1)
     if scale.ndim == 0:
         return 0 if rank == 0 else -1
     axis = normal_axis(axis, rank)
@@ -65,14 +65,12 @@ def _axis(node: NodeContext, x: Expr, scale: Array) -> int:
 def quantize_linear(node: NodeContext) -> Expr:
     """saturate(round(x / scale) + zero_point)."""
     node.ignore("saturate")  # of float8 targets, which are refused
-    if node.int("block_size") or node.int("precision") not in (0, 1):
+    if node.int_attr("block_size") or node.int_attr("precision") not in (0, 1):
         raise Unsupported("blocked or low-precision quantization is not supported")
     x, scale = node.input(0), _scale(node, 1)
-    code = node.int("output_dtype")
-    if node.has(2):
-        dtype = dtype_of(node.input(2))
-    else:
-        dtype = numpy_dtype(code) if code else "uint8"
+    code = node.int_attr("output_dtype")
+    stated = numpy_dtype(code) if code else "uint8"
+    dtype = dtype_of(node.input(2)) if node.has(2) else stated
     _quantized_dtype(dtype)
     if dtype_of(x) != "float32":
         raise Unsupported(f"quantization of {dtype_of(x)} is not supported")
@@ -83,9 +81,9 @@ def quantize_linear(node: NodeContext) -> Expr:
 
 def dequantize_linear(node: NodeContext) -> Expr:
     """(x − zero_point)·scale."""
-    if node.int("block_size"):
+    if node.int_attr("block_size"):
         raise Unsupported("blocked quantization is not supported")
-    if node.int("output_dtype") not in (0, 1):
+    if node.int_attr("output_dtype") not in (0, 1):
         raise Unsupported("dequantization to another type than float32 is not supported")
     x, scale = node.input(0), _scale(node, 1)
     dtype = dtype_of(x)

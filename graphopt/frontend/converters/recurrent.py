@@ -38,11 +38,11 @@ class Layer:
 
 def _read_layer(node: NodeContext, activations: tuple[str, ...]) -> Layer:
     x = node.input(0)
-    batch_first = bool(node.int("layout"))
+    batch_first = bool(node.int_attr("layout"))
     if batch_first:
         x = node.transpose(x, (1, 0, 2))
-    steps, batch, _ = shape_of(x)
-    direction = node.string("direction", "forward") or "forward"
+    steps = shape_of(x)[0]
+    direction = node.string_attr("direction", "forward") or "forward"
     known = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
     if direction not in known:
         raise Unsupported(f"direction '{direction}' is unknown")
@@ -56,9 +56,9 @@ def _read_layer(node: NodeContext, activations: tuple[str, ...]) -> Layer:
     for name in ("activation_alpha", "activation_beta"):
         if node.attribute(name):
             raise Unsupported(f"{name} is not supported")
-    if node.float("clip", 0.0) > 0:
+    if node.float_attr("clip", 0.0) > 0:
         raise Unsupported("clipping of the gates is not supported")
-    hidden = node.int("hidden_size", shape_of(node.input(2))[-1])
+    hidden = node.int_attr("hidden_size", shape_of(node.input(2))[-1])
     if hidden != shape_of(node.input(2))[-1]:
         raise Unsupported(f"hidden_size is {hidden}, R has {shape_of(node.input(2))[-1]}")
     if shape_of(node.input(1))[0] != len(directions):
@@ -128,7 +128,7 @@ def _outputs(node: NodeContext, layer: Layer, results: list[Expr], states: int) 
 def lstm(node: NodeContext) -> tuple[Any, ...]:
     """LSTM without peepholes."""
     layer = _read_layer(node, ("Sigmoid", "Tanh", "Tanh"))
-    if node.int("input_forget"):
+    if node.int_attr("input_forget"):
         raise Unsupported("input_forget=1 is not supported")
     if node.has(7):
         peepholes = node.array(7)
@@ -157,7 +157,7 @@ def lstm(node: NodeContext) -> tuple[Any, ...]:
 def gru(node: NodeContext) -> tuple[Any, ...]:
     """GRU, with the reset gate before or after the recurrent product."""
     layer = _read_layer(node, ("Sigmoid", "Tanh"))
-    before = bool(node.int("linear_before_reset"))
+    before = bool(node.int_attr("linear_before_reset"))
     size, hidden = shape_of(layer.x)[2], layer.hidden
     results = []
     for i, backwards in enumerate(layer.directions):
@@ -196,9 +196,7 @@ def rnn(node: NodeContext) -> tuple[Any, ...]:
         state = _state(node, layer, 5, i)
         steps: list[Expr] = [None] * layer.steps
         for t in range(layer.steps)[:: -1 if backwards else 1]:
-            row = node.reshape(
-                node.slice(inputs, [0], [t], [t + 1]), (layer.batch, hidden)
-            )
+            row = node.reshape(node.slice(inputs, [0], [t], [t + 1]), (layer.batch, hidden))
             total = node.emit(op.add(row, node.emit(op.matmul(state, r))))
             state = node.emit(op.tanh(total))
             steps[t] = node.reshape(state, (1, layer.batch, hidden))

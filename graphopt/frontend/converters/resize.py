@@ -20,18 +20,18 @@ def resize(node: NodeContext) -> Expr:
     shape = shape_of(x)
     if node.opset < 11:
         # Version 10 is what version 11 calls asymmetric, with floor in nearest mode.
-        mode = node.string("mode", "nearest")
+        mode = node.string_attr("mode", "nearest")
         scales = [float(s) for s in node.known(1, "scales").reshape(-1)]
         return _resize(node, x, _scaled(shape, scales), scales, mode, "asymmetric", "floor")
-    mode = node.string("mode", "nearest")
-    coordinate = node.string("coordinate_transformation_mode", "half_pixel")
-    rounding = node.string("nearest_mode", "round_prefer_floor")
-    if node.int("antialias"):
+    mode = node.string_attr("mode", "nearest")
+    coordinate = node.string_attr("coordinate_transformation_mode", "half_pixel")
+    rounding = node.string_attr("nearest_mode", "round_prefer_floor")
+    if node.int_attr("antialias"):
         raise Unsupported("antialias=1 is not supported")
     node.ignore("extrapolation_value")  # used by tf_crop_and_resize only, which is refused
-    cubic_a = node.float("cubic_coeff_a", -0.75)
-    exclude = bool(node.int("exclude_outside"))
-    policy = node.string("keep_aspect_ratio_policy", "stretch")
+    cubic_a = node.float_attr("cubic_coeff_a", -0.75)
+    exclude = bool(node.int_attr("exclude_outside"))
+    policy = node.string_attr("keep_aspect_ratio_policy", "stretch")
     stated = node.int_list("axes")
     axes = list(range(len(shape)))
     if stated is not None:
@@ -135,7 +135,7 @@ def _resize(
 def upsample(node: NodeContext) -> Expr:
     """Upsample of operator sets 7 and 9: Resize with asymmetric coordinates."""
     x = node.input(0)
-    mode = node.string("mode", "nearest")
+    mode = node.string_attr("mode", "nearest")
     if node.has(1):
         scales = [float(s) for s in node.known(1, "scales").reshape(-1)]
     else:

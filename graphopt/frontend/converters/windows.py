@@ -37,7 +37,7 @@ def read_window(
     dilations = _list(node, "dilations", rank, 1) if dilated else (1,) * rank
     if min(strides) < 1 or min(dilations) < 1:
         raise Unsupported("strides and dilations must be positive")
-    mode = node.string("auto_pad", "NOTSET") or "NOTSET"
+    mode = node.string_attr("auto_pad", "NOTSET") or "NOTSET"
     pads = node.int_list("pads")
     if mode == "NOTSET":
         pads = [0] * (2 * rank) if pads is None else pads

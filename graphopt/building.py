@@ -1,0 +1,131 @@
+"""Builds a model's specialisations: compiled one after another, or found in the compile cache."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from graphopt.artifact import bundle
+from graphopt.bundling import Specialisation, parts, specialisations_of, versions
+from graphopt.cache import CompileCache, cache_key, code_version, default_cache
+from graphopt.codegen.linker import Linker, find_linker, shared_library
+from graphopt.compiler import Program, compile_program
+from graphopt.config import CompileConfig
+from graphopt.errors import CompileError, GraphoptError
+from graphopt.frontend.model import OnnxModel
+from graphopt.lowering.weights import WeightPool
+from graphopt.runtime.library import open_module
+from graphopt.specialisations import ShapeKey
+
+Array = np.ndarray[Any, Any]
+
+log = logging.getLogger(__name__)
+
+# TVM's compiler keeps state per process that it does not guard against several threads.
+_COMPILER = threading.Lock()
+
+
+class Builder:
+    """Makes a model's specialisations, one after another, with shared weights."""
+
+    def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
+        self._model, self._config = model, config
+        self._pool = WeightPool()
+        self._weights: Array | None = None
+        self._cache: CompileCache | None = None
+        if config.cache:
+            try:
+                self.linker()
+                self._cache = default_cache()
+            except CompileError as error:
+                log.debug("the compile cache is off: %s", error)
+
+    def linker(self) -> Linker:
+        """The linker for the target; CompileError if there is none."""
+        return find_linker(self._config.target.arch)
+
+    def build(self, keys: Sequence[ShapeKey], names: Sequence[str]) -> list[Specialisation]:
+        """Programs for these input shapes: from the cache if it has exactly these."""
+        if not keys:
+            return []
+        entry = self._entry(keys)
+        if entry is not None:
+            found = self._find(entry, keys)
+            if found is not None:
+                return found
+        with _COMPILER:
+            shapes = [dict(zip(names, key, strict=True)) for key in keys]
+            items = self.share_weights([self._compile(each) for each in shapes])
+        if entry is not None and self._cache is not None:
+            self._cache.store(entry, bundle.to_bytes(*parts(items)))
+        return items
+
+    def share_weights(self, items: Sequence[Specialisation]) -> list[Specialisation]:
+        """The same programs, reading one block of weights where they were compiled here.
+
+        The pool only grows, so its last block holds what the earlier programs need too.
+        """
+        last = self._weights
+        return [
+            item if last is None or not item.pooled else replace(item, weights=last)
+            for item in items
+        ]
+
+    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Specialisation:
+        target, threads = self._config.target, self._config.threads
+        program: Program = compile_program(self._model, self._config, shapes, None, self._pool)
+        weights = program.weights
+        if self._weights is not None and self._weights.nbytes == weights.nbytes:
+            weights = self._weights  # nothing new: equal content
+        self._weights = weights
+        return Specialisation(
+            program.plan,
+            weights,
+            program.report,
+            target.key(threads),
+            target.arch,
+            tuple(sorted(target.features)),
+            lambda: program.module,
+            # Once: the cache and save() both ask, and machine code takes time to emit.
+            functools.cache(lambda: shared_library(program.module, self.linker())),
+            pooled=True,
+        )
+
+    def _entry(self, keys: Sequence[ShapeKey]) -> str | None:
+        if self._cache is None:
+            return None
+        config, target = self._config, self._config.target
+        facts = {
+            "shapes": keys,
+            "target": [target.key(config.threads), target.triple, target.mcpu, *target.mattr],
+            "numerics": config.numerics,
+            "tuning_log": None if config.tuning_log is None else list(config.tuning_log),
+            "max_weight_growth": config.max_weight_growth,
+            "versions": versions(),
+            "code": code_version(),
+        }
+        return cache_key(self._model.digest().encode(), facts)
+
+    def _find(self, entry: str, keys: Sequence[ShapeKey]) -> list[Specialisation] | None:
+        assert self._cache is not None
+        path = self._cache.find(entry)
+        if path is None:
+            return None
+        try:
+            items = specialisations_of(bundle.load(path), open_module)
+        except GraphoptError as error:
+            log.debug("dropped a cached program: %s", error)
+            self._cache.discard(entry)
+            return None
+        found = [tuple(spec.shape for spec in item.plan.inputs) for item in items]
+        if found != list(keys):
+            self._cache.discard(entry)
+            return None
+        log.info("found in the compile cache")
+        return items

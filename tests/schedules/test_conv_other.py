@@ -1,0 +1,101 @@
+"""Depthwise, grouped, transposed and generic convolutions against float64."""
+
+from __future__ import annotations
+
+import conv_harness as ch
+import harness
+import numpy as np
+import pytest
+
+from schedules import conv_depthwise, conv_generic, conv_grouped, conv_transposed
+from schedules.conv_common import parse
+from schedules.conv_transposed import phases
+from schedules.interface import PLAIN, Op, TargetTraits, Workload
+
+EACH_WIDTH = pytest.mark.parametrize("traits", harness.ALL_TRAITS, ids=lambda t: f"lanes{t.lanes}")
+
+
+def named(w: Workload) -> str:
+    return "x".join(map(str, w.output.shape))
+
+
+DEPTHWISE = [
+    ch.conv((1, 40, 13, 56), 40, 3, groups=40, after="residual"),
+    ch.conv((2, 24, 13, 15), 24, 5, 2, groups=24, after="silu"),
+    ch.conv((1, 100, 7, 7), 100, 3, 2, (0, 0, 1, 1), groups=100, after="clip"),
+    ch.conv((1, 16, 3, 40), 16, (1, 7), groups=16, after="bias_relu"),
+    ch.conv((1, 16, 14, 14), 16, 3, dilation=2, groups=16, after="none"),
+]
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("workload", DEPTHWISE, ids=named)
+def test_depthwise(workload: Workload, traits: TargetTraits) -> None:
+    assert ch.check(conv_depthwise.candidates, workload, traits, 2e-6) == 1
+
+
+GROUPED = [
+    ch.conv((1, 64, 9, 14), 64, 3, groups=2, after="residual"),  # whole vectors of filters
+    ch.conv((1, 30, 9, 9), 96, 3, 2, groups=3, after="silu"),  # inputs that straddle blocks
+    ch.conv((2, 32, 9, 11), 32, 3, groups=8, after="bias_relu"),  # 4 channels per group
+    ch.conv((1, 6, 9, 11), 18, (3, 2), 2, (1, 0, 0, 1), groups=6, after="none"),  # multiplier 3
+    ch.conv((1, 40, 13, 7), 100, 3, 1, (0, 2, 1, 1), (1, 2), groups=20, after="clip"),
+]
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("workload", GROUPED, ids=named)
+def test_grouped(workload: Workload, traits: TargetTraits) -> None:
+    assert ch.check(conv_grouped.candidates, workload, traits, 5e-6) == 1
+
+
+def test_a_group_does_not_see_an_infinity_of_another() -> None:
+    workload = ch.conv((1, 16, 5, 5), 16, 3, groups=4, after="none")
+    inputs = harness.random_inputs(workload)
+    inputs[0][0, 0] = np.inf
+    (candidate,) = conv_grouped.candidates(workload, harness.AVX512)
+    actual = harness.run_candidate(candidate, workload, inputs, harness.AVX512)
+    assert np.isfinite(actual[0, 4:]).all()
+    assert not np.isfinite(actual[0, :4]).any()
+
+
+TRANSPOSED = [
+    ch.conv_transpose((1, 24, 9, 11), 24, 2, 2, after="residual"),
+    ch.conv_transpose((2, 40, 7, 7), 24, 3, 2, (1, 1, 0, 1), output_padding=(1, 0), after="silu"),
+    ch.conv_transpose((1, 24, 5, 6), 40, (3, 4), (2, 3), (1, 1, 0, 1), (2, 1), after="bias_relu"),
+    ch.conv_transpose((1, 16, 5, 6), 16, (2, 1), (3, 2), after="bias_relu"),  # outputs of no tap
+    ch.conv_transpose((1, 3, 7, 7), 100, 5, 1, (2, 2, 2, 2), 2, after="none"),
+    ch.conv_transpose((1, 24, 6, 5), 1, 4, 2, (1, 1, 1, 1), after="none"),
+]
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("workload", TRANSPOSED, ids=named)
+def test_transposed(workload: Workload, traits: TargetTraits) -> None:
+    assert ch.check(conv_transposed.candidates, workload, traits, 5e-6) >= 1
+
+
+def test_phases_use_every_tap_once() -> None:
+    workload = ch.conv_transpose((1, 8, 9, 9), 8, 5, 3, dilation=2)
+    conv = parse(workload, "conv2d_transpose")
+    assert conv is not None
+    taps = [axis.weight(tap) for axis in phases(conv, 0) for tap in range(axis.taps)]
+    assert sorted(taps) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [*DEPTHWISE[:2], *GROUPED[3:], *TRANSPOSED[1:4], ch.conv((1, 3, 13, 17), 5, 3, 2),
+     ch.conv_transpose((1, 8, 5, 5), 6, 3, 2, groups=2)],
+    ids=named,
+)  # fmt: skip
+def test_generic(workload: Workload) -> None:
+    assert ch.check(conv_generic.candidates, workload, harness.AVX2, 5e-6) == 1
+
+
+def test_generic_takes_weights_computed_at_run_time() -> None:
+    op = ch.conv((1, 4, 6, 6), 4, 3).op
+    workload = Workload(Op(op.kind, op.inputs, op.output, op.attrs, (False, False)))
+    (candidate,) = conv_generic.candidates(workload, harness.AVX512)
+    assert candidate.layouts == (PLAIN, PLAIN)
+    assert ch.check(conv_generic.candidates, workload, harness.AVX512, 5e-6) == 1
