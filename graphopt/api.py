@@ -60,7 +60,8 @@ def compile(  # noqa: A001 (the public contract's name)
     """Compile an ONNX model.
 
     A model whose input shapes are all known, by itself or by `shapes`, is compiled now; another
-    one is compiled when it is first called, once for each set of input shapes.
+    one is compiled when it is first called, once for each set of input shapes. Machine code is
+    made when the program is first run or saved.
 
     Args:
         model: a path, the bytes of an .onnx file, or a ModelProto.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +28,35 @@ log = logging.getLogger(__name__)
 
 # TVM's compiler keeps state per process that it does not guard against several threads.
 _COMPILER = threading.Lock()
+
+
+class _MachineCode:
+    """Runs LLVM, which takes as long as all the rest, only when its result is needed, and once.
+
+    Saving and running need it in different forms; what was saved first is opened for running.
+    """
+
+    def __init__(self, program: Any, linker: Callable[[], Linker]) -> None:
+        self._program, self._linker = program, linker
+        self._lock = threading.Lock()
+        self._library: bytes | None = None
+
+    def module(self) -> Any:
+        """The module to run, from the shared library if there is one, else compiled in memory."""
+        with self._lock:
+            if self._library is not None:
+                return open_module(self._library)
+            log.info("generating machine code")
+            self._program["run"]
+            return self._program
+
+    def library(self) -> bytes:
+        """The module as a shared library's bytes; CompileError without a linker."""
+        with self._lock:
+            if self._library is None:
+                log.info("generating machine code")
+                self._library = shared_library(self._program, self._linker())
+            return self._library
 
 
 class Builder:
@@ -84,6 +112,7 @@ class Builder:
         if self._weights is not None and self._weights.nbytes == weights.nbytes:
             weights = self._weights  # nothing new: equal content
         self._weights = weights
+        code = _MachineCode(program.module, self.linker)
         return Specialisation(
             program.plan,
             weights,
@@ -91,9 +120,8 @@ class Builder:
             target.key(threads),
             target.arch,
             tuple(sorted(target.features)),
-            lambda: program.module,
-            # Once: the cache and save() both ask, and machine code takes time to emit.
-            functools.cache(lambda: shared_library(program.module, self.linker())),
+            code.module,
+            code.library,
             pooled=True,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,15 @@ from graphopt.passes.base import PassReport, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
 from graphopt.report import KernelRow, PassRow, Report
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Program:
     """A model compiled for one set of input shapes.
 
-    module: the tvm runtime Module with `run` and `serve`. weights: the packed constants, uint8 at a
+    module: the tvm runtime Module with `run` and `serve`; LLVM makes machine code when a function
+    is first looked up, or an object file written. weights: the packed constants, uint8 at a
     64-byte aligned address.
     """
 
@@ -71,8 +75,6 @@ def compile_program(
     emitted = lowered.emitted
     with stages("codegen"):
         module = build(emitted.plan, emitted.kernels, target, config.target.arch)
-        if config.target.is_host_compatible():
-            module["run"]  # machine code is made when a function is first asked for
     with stages("weights"):
         weights = pool.block()
     report = Report(
@@ -106,6 +108,7 @@ class _Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        log.info("compiling: %s", name)
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started

@@ -22,7 +22,7 @@ from graphopt.bench.worker import load_arrays, save_arrays
 from graphopt.config import ShapesOption, parse_shapes
 from graphopt.errors import InputError, ModelError, OptionError
 from graphopt.frontend.load import load_model
-from graphopt.frontend.model import OnnxModel
+from graphopt.frontend.model import OnnxModel, all_tensors
 from graphopt.loaded import LoadedModel, load
 from graphopt.signature import signature_of
 
@@ -203,8 +203,15 @@ def _reference(
 
 
 def _write(model: OnnxModel, path: Path) -> None:
+    proto, external = model.proto, False
+    if model.base_dir is not None and any(
+        tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in all_tensors(proto)
+    ):
+        proto, external = onnx.ModelProto(), True
+        proto.CopyFrom(model.proto)
+        onnx.load_external_data_for_model(proto, str(model.base_dir))
     try:
-        onnx.save(model.proto, path)
+        onnx.save(proto, path, save_as_external_data=external, location="weights.bin")
     except ValueError as error:  # protobuf's limit of 2 GB
         raise ModelError(
             "verify", "the model is too large to be handed over.", hint="give its path."

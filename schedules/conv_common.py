@@ -115,6 +115,11 @@ class Axis:
         last = self.source(first + count - 1, self.taps - 1)
         return bool(self.source(first, 0) >= 0 and last < self.size)
 
+    def inner(self) -> tuple[int, int]:
+        """First output all of whose taps read inside, and how many such outputs there are."""
+        inner = [o for o in range(self.out) if self.interior(o, 1)]
+        return (inner[0], len(inner)) if inner else (0, 0)
+
     def inside(self, output: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
         """First tap that reads inside at `output`, and how many do."""
         if self.interior(0, self.out):
@@ -169,10 +174,14 @@ def runs(axis: Axis, width: int) -> tuple[Run, ...]:
 
 @dataclass(frozen=True)
 class RegisterTile:
-    """Outputs kept in registers: `pixels` positions × `vectors` vectors of channels."""
+    """Outputs kept in registers: `pixels` positions × `vectors` vectors of channels.
+
+    The positions are in one row, unless whole rows are so short that `rows` of them fit.
+    """
 
     pixels: int
     vectors: int
+    rows: int = 1
 
 
 def choose_tile(outputs: int, blocks: int, traits: TargetTraits) -> RegisterTile:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from schedules import nest
 from schedules.conv_common import (
@@ -80,34 +81,29 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, pixels: int) -> P
         acc = Accumulators(run.width, 1, lanes)
         first, count = rows.inside(row)
 
-        def taps(kh: PrimExpr) -> Stmt | None:
+        def tap(kh: PrimExpr, kw: int) -> Stmt | None:
+            low, high = (0, run.width) if run.interior else columns.valid(run.start, run.width, kw)
+            if low == high:
+                return None
             y = rows.source(row, kh)
+            return acc.add(
+                lambda p, v, x: (
+                    nest.read(kernel.image, n, c, y, columns.source(start + p, kw), x)
+                    * nest.read(kernel.weights, c, kh, kw, x)
+                ),
+                low,
+                high,
+            )
 
-            def tap(kw: int) -> Stmt | None:
-                low, high = (0, run.width)
-                if not run.interior:
-                    low, high = columns.valid(run.start, run.width, kw)
-                if low == high:
-                    return None
-                return acc.add(
-                    lambda p, v, x: (
-                        nest.read(kernel.image, n, c, y, columns.source(start + p, kw), x)
-                        * nest.read(kernel.weights, c, kh, kw, x)
-                    ),
-                    low,
-                    high,
-                )
-
-            return nest.sequence(*[tap(kw) for kw in range(columns.taps)])
+        def line(kh: PrimExpr) -> Stmt:
+            taps = [tap(first + kh, kw) for kw in range(columns.taps)]
+            return nest.sequence(*taps, tirx.Evaluate(0))
 
         def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
             return kernel.finish(acc.value(p, v, x), (n, c, row, start + p, x))
 
-        return nest.sequence(
-            acc.start(),
-            nest.serial(count, lambda kh: taps(first + kh), "kh"),
-            acc.each(write),
-        )
+        reduction = nest.serial(count, line, "kh")
+        return nest.sequence(acc.start(), reduction, acc.each(write))
 
     def task(n: PrimExpr, c: PrimExpr, row: PrimExpr) -> Stmt:
         def tiles(run: Run) -> Stmt:

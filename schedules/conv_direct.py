@@ -110,10 +110,23 @@ def weights_stay(conv: Conv, panels: int, tasks_per_panel: int, traits: TargetTr
     return outside_weights < outside_image
 
 
+def with_rows(tile: RegisterTile, both: tuple[Axis, Axis], traits: TargetTraits) -> RegisterTile:
+    """`tile` over several rows, where a whole row leaves room for more in the registers.
+
+    Small maps are bound by reading weights, which a taller tile does less often.
+    """
+    rows, columns = both
+    if tile.pixels < columns.out:
+        return tile
+    fit = (traits.vector_registers // tile.vectors - 2) // columns.out
+    height = max(1, min(fit, rows.inner()[1]))
+    return RegisterTile(tile.pixels, tile.vectors, height)
+
+
 def plan(conv: Conv, traits: TargetTraits) -> DirectPlan:
     """The default cut for `conv`."""
     blocks = ceil_div(conv.filters, traits.lanes)
-    tile = choose_tile(conv.out_width, blocks, traits)
+    tile = with_rows(choose_tile(conv.out_width, blocks, traits), axes(conv), traits)
     return DirectPlan(tile, weights_stay(conv, blocks // tile.vectors, conv.out_height, traits))
 
 
@@ -150,26 +163,45 @@ class DirectTiles:
             ic, ii = channel // self.block, channel % self.block
         return nest.read(self.kernel.image, n, ic, y, x, ii)
 
-    def tile(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run) -> Stmt:
-        """One tile of a row, from output column `start`; borders as `run` says."""
+    def tile(
+        self,
+        n: PrimExpr,
+        panel: PrimExpr,
+        row: PrimExpr,
+        start: PrimExpr,
+        run: Run,
+        height: int = 1,
+    ) -> Stmt:
+        """One tile from output (row, start); left and right border as `run` says.
+
+        It is one row high, or of more rows that all read inside with all their taps.
+        """
         lanes, vectors = self.lanes, self.size.vectors
         rows, columns = self.rows, self.columns
-        acc = Accumulators(run.width, vectors, lanes)
+        acc = Accumulators(height * run.width, vectors, lanes)
         first, count = rows.inside(row)
+        if height > 1:
+            first, count = nest.integer(0), nest.integer(rows.taps)
 
         def step(ic: PrimExpr, kh: PrimExpr, kw: int, ii: PrimExpr) -> Stmt:
             where = (rows.weight(kh), columns.weight(kw))
             taps = (*where, ii) if self.block else (*where[::-1], 0)
 
-            def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
-                y, column = rows.source(row, kh), columns.source(start + p, kw)
-                pixel = self.pixel(n, panel, ic, ii, y, column)
-                return pixel * nest.read(self.kernel.weights, panel, ic, *taps, v * lanes + x)
-
             low, high = 0, run.width
             if not run.interior:
                 low, high = columns.valid(run.start, run.width, kw)
-            return acc.add(term, low, high)
+
+            def line(i: int) -> Stmt:
+                skip = i * run.width
+
+                def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
+                    y, column = rows.source(row + i, kh), columns.source(start + p - skip, kw)
+                    pixel = self.pixel(n, panel, ic, ii, y, column)
+                    return pixel * nest.read(self.kernel.weights, panel, ic, *taps, v * lanes + x)
+
+                return acc.add(term, low + skip, high + skip)
+
+            return nest.sequence(*map(line, range(height)))
 
         reach = [
             kw
@@ -195,25 +227,54 @@ class DirectTiles:
             # horizontal taps share in registers, which there are not.
             return nest.sequence(*map(vertical, reach))
 
-        def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
-            place = (rows.place(row), columns.place(start + p))
-            return self.kernel.finish(acc.value(p, v, x), (n, panel * vectors + v, *place, x))
+        def write(i: int) -> Stmt:
+            skip = i * run.width
 
-        return nest.sequence(
-            acc.start(), over_channels(self.channels, self.block, block), acc.each(write)
-        )
+            def element(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
+                place = (rows.place(row + i), columns.place(start + p - skip))
+                return self.kernel.finish(acc.value(p, v, x), (n, panel * vectors + v, *place, x))
 
-    def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr) -> Stmt:
-        """All tiles of one output row."""
+            return acc.each(element, skip, skip + run.width)
+
+        reduction = over_channels(self.channels, self.block, block)
+        return nest.sequence(acc.start(), reduction, *map(write, range(height)))
+
+    def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, height: int = 1) -> Stmt:
+        """All tiles of `height` output rows."""
 
         def tiles(run: Run) -> Stmt:
             return nest.serial(
                 run.count,
-                lambda t: self.tile(n, panel, row, run.start + t * run.width, run),
+                lambda t: self.tile(n, panel, row, run.start + t * run.width, run, height),
                 "wt",
             )
 
         return nest.sequence(*map(tiles, runs(self.columns, self.size.pixels)))
+
+    def bands(self) -> int:
+        """Number of bands, each as high as the tile or one row, that cover the image."""
+        inside = self.rows.inner()[1]
+        return inside // self.size.rows + self.rows.out - inside // self.size.rows * self.size.rows
+
+    def band(self, n: PrimExpr, panel: PrimExpr, band: PrimExpr) -> Stmt:
+        """All tiles of one band: first come those of several rows, then single rows."""
+        height = self.size.rows
+        if height == 1:
+            return self.row(n, panel, band)
+        top, inside = self.rows.inner()
+        high = inside // height
+        row = band - high
+        single = row + high * height
+        if top:
+            single = tirx.Select(row < top, row, single)
+        if high == 0:
+            return self.row(n, panel, band)
+        tall = self.row(n, panel, top + band * height, height)
+        if high == self.bands():
+            return tall
+        return nest.bind(
+            single, lambda r: tirx.IfThenElse(band < high, tall, self.row(n, panel, r))
+        )
 
 
 def emit(
@@ -226,10 +287,10 @@ def emit(
     kernel = Kernel(workload, source, packing, Layout(lanes))
     direct = DirectTiles(kernel, *axes(conv), cut.tile, lanes, source.block, conv.channels)
     if cut.weights_stay:
-        grid = parallel_grid((conv.batch, panels, conv.out_height), direct.row)
+        grid = parallel_grid((conv.batch, panels, direct.bands()), direct.band)
     else:
         grid = parallel_grid(
-            (conv.batch, conv.out_height, panels), lambda n, h, o: direct.row(n, o, h)
+            (conv.batch, direct.bands(), panels), lambda n, b, o: direct.band(n, o, b)
         )
     return kernel.function(grid)
 

@@ -100,9 +100,11 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, transposed: bool)
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The row-major kernel for any float32 conv2d or conv2d_transpose."""
+    if workload.op.kind not in ("conv2d", "conv2d_transpose"):
+        return ()
     transposed = workload.op.kind == "conv2d_transpose"
     conv = parse(workload, workload.op.kind)
-    if conv is None or workload.op.kind not in ("conv2d", "conv2d_transpose"):
+    if conv is None:
         return ()
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     flops = 2.0 * conv.macs

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from schedules import nest
+from schedules import conv_depthwise, nest
 from schedules.conv_common import (
     Accumulators,
     Axis,
@@ -32,7 +32,6 @@ from schedules.conv_common import (
     runs,
     traffic,
 )
-from schedules.conv_depthwise import choose_pixels
 from schedules.conv_direct import DirectTiles, DirectWeights, too_many_statements
 from schedules.conv_loops import Kernel, parallel_grid
 from schedules.epilogue import operand_layouts
@@ -96,6 +95,7 @@ class _Gathered:
     def __init__(self, workload: Workload, conv: Conv, traits: TargetTraits) -> None:
         self.conv, self.lanes = conv, traits.lanes
         self.channels = conv.channels // conv.groups
+        self.depthwise = conv.groups == conv.channels == conv.filters
         self.blocks = ceil_div(conv.filters, self.lanes)
         packing = GatheredWeights(self.lanes)
         self.kernel = Kernel(workload, Layout(self.lanes), packing, Layout(self.lanes))
@@ -104,7 +104,7 @@ class _Gathered:
         reach = columns.source(columns.out - 1, columns.taps - 1) + columns.before + 1
         # The scratch has its zeros around it: all its columns are inside.
         self.columns = Axis(reach, columns.out, columns.taps, columns.stride, 0, columns.dilation)
-        self.pixels = choose_pixels(self.columns, traits)
+        self.pixels = conv_depthwise.choose_pixels(self.columns, traits)
         row_bytes = 4 * self.channels * reach * self.lanes
         rows = max(1, traits.l2_bytes // 4 // row_bytes - self.rows.dilation * self.rows.taps)
         self.band = max(1, min(conv.out_height, rows // self.rows.stride))
@@ -140,9 +140,20 @@ class _Gathered:
                 )
                 return nest.write(self.scratch, value, j, r, low + i, x)
 
+            def pixel(i: PrimExpr) -> Stmt:
+                if not self.depthwise:
+                    return nest.serial(lanes, lambda x: copy(i, x), "x")
+                where = (n, block, y, low - self.left + i)
+                return nest.vectorized(
+                    lanes,
+                    lambda x: nest.write(
+                        self.scratch, nest.read(self.kernel.image, *where, x), j, r, low + i, x
+                    ),
+                )
+
             inside = nest.sequence(
                 clear(0, low),
-                nest.serial(high - low, lambda i: nest.serial(lanes, lambda x: copy(i, x), "x")),
+                nest.serial(high - low, pixel),
                 clear(high, reach - high),
             )
             return tirx.IfThenElse(tirx.all(y >= 0, y < conv.height), inside, clear(0, reach))
@@ -216,6 +227,8 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     """The blocked kernel for a conv2d with several groups."""
     conv = parse(workload)
     if conv is None or conv.groups == 1 or not workload.op.constant[1]:
+        return ()
+    if conv_depthwise.candidates(workload, traits):
         return ()
     lanes = traits.lanes
     layout = Layout(lanes)

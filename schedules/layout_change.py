@@ -213,30 +213,30 @@ class _Change:
             )
             for i in range(lanes if self.to_blocked else valid)
         ]
-        transpose = self._transpose(before, after)
+        transpose = transpose_square(before, after, self.dtype, lanes)
         return nest.sequence(nest.allocate(before, after), *load, *transpose, *store)
 
-    def _transpose(self, before: Buffer, after: Buffer) -> list[Stmt]:
-        """after[i, j] = before[j, i] for flat squares of `block` × `block`."""
-        lanes = self.block
-        half = lanes // 2
-        statements: list[Stmt] = []
 
-        def at(row: int) -> list[PrimExpr]:
-            return [tirx.Ramp(nest.integer(row * lanes), nest.integer(1), lanes)]
+def transpose_square(before: Buffer, after: Buffer, dtype: str, lanes: int) -> list[Stmt]:
+    """after[i, j] = before[j, i] for flat local squares of `lanes` × `lanes`, a power of two."""
+    half = lanes // 2
+    statements: list[Stmt] = []
 
-        def bind(value: PrimExpr) -> PrimExpr:
-            var = tirx.Var("v", f"{self.dtype}x{lanes}")
-            statements.append(tirx.Bind(var, value))
-            return var
+    def at(row: int) -> list[PrimExpr]:
+        return [tirx.Ramp(nest.integer(row * lanes), nest.integer(1), lanes)]
 
-        low = [lane // 2 + (lanes if lane % 2 else 0) for lane in range(lanes)]
-        orders = [[nest.integer(j + shift) for j in low] for shift in (0, half)]
-        rows = [bind(tirx.BufferLoad(before, at(i))) for i in range(lanes)]
-        for _ in range(lanes.bit_length() - 1):
-            rows = [
-                bind(tirx.Shuffle([rows[i], rows[i + half]], order))
-                for i in range(half)
-                for order in orders
-            ]
-        return [*statements, *[tirx.BufferStore(after, v, at(i)) for i, v in enumerate(rows)]]
+    def bind(value: PrimExpr) -> PrimExpr:
+        var = tirx.Var("v", f"{dtype}x{lanes}")
+        statements.append(tirx.Bind(var, value))
+        return var
+
+    low = [lane // 2 + (lanes if lane % 2 else 0) for lane in range(lanes)]
+    orders = [[nest.integer(j + shift) for j in low] for shift in (0, half)]
+    rows = [bind(tirx.BufferLoad(before, at(i))) for i in range(lanes)]
+    for _ in range(lanes.bit_length() - 1):
+        rows = [
+            bind(tirx.Shuffle([rows[i], rows[i + half]], order))
+            for i in range(half)
+            for order in orders
+        ]
+    return [*statements, *[tirx.BufferStore(after, v, at(i)) for i, v in enumerate(rows)]]

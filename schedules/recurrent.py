@@ -73,7 +73,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     flops = 2.0 * steps * batch * gates * hidden * (features + hidden)
     # The recurrence reads its weights at every step; with one row of batch that is all its time.
     workers = min(traits.threads, batch) if steps > 1 else traits.threads
-    share = min(0.7, 0.25 + 0.1 * batch) * workers / traits.threads
+    share = min(0.7, 0.35 + 0.1 * batch) * workers / traits.threads
     return (
         Candidate(
             name=f"{op.kind}.sequence",

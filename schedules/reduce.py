@@ -18,7 +18,7 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
-from schedules.nest import Stmt
+from schedules.nest import Buffer, Stmt
 from schedules.scalar import highest, lowest, maximum, minimum
 from schedules.vectors import (
     Frame,
@@ -32,6 +32,8 @@ from schedules.vectors import (
     parallel_grid,
     scratch,
 )
+
+_RUN = 64  # terms added in a row
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,9 @@ class _Reduce:
 
         def one(*kept: PrimExpr) -> Stmt:
             *rows, run = kept
+            reduced_groups = [g for g in outer if g.reduced]
+            if not reduced_groups:
+                reduced_groups = [Group((), 1, True)]
             total = scratch((size,), self.dtype, "total")
             base = run * size + start
 
@@ -226,20 +231,44 @@ class _Reduce:
                         parts.append(nest.vectorized(width, lambda x, f=first: body(x + f)))
                 return nest.sequence(*parts)
 
-            def step(*reduced: PrimExpr) -> Stmt:
-                at = self._merge(outer, rows, reduced)
+            part = scratch((size,), self.dtype, "part")
+
+            def into(target: Buffer, value: Callable[[PrimExpr], PrimExpr]) -> Stmt:
                 return each(
-                    lambda x: nest.write(
-                        total, self.combine(nest.read(total, x), self._read([*at, base + x])), x
-                    )
+                    lambda x: nest.write(target, self.combine(value(x), nest.read(target, x)), x)
+                )
+
+            def step(target: Buffer, *reduced: PrimExpr) -> Stmt:
+                at = self._merge(outer, rows, reduced)
+                return into(target, lambda x: self._read([*at, base + x]))
+
+            def run_of(known: tuple[PrimExpr, ...], start: PrimExpr, count: int) -> Stmt:
+                # Sums of short sums: one long chain of additions would lose digits.
+                return nest.sequence(
+                    each(lambda x: nest.write(part, self.identity, x)),
+                    nest.serial(count, lambda i: step(part, *known, start + i), "r"),
+                    into(total, lambda x: nest.read(part, x)),
+                )
+
+            def innermost(*known: PrimExpr) -> Stmt:
+                length = reduced_groups[-1].size
+                if length <= 2 * _RUN:
+                    return nest.serial(length, lambda i: step(total, *known, i), "r")
+                return nest.sequence(
+                    *[
+                        nest.serial(
+                            runs, lambda r, at=at, n=n: run_of(known, r * n + at, n), "run"
+                        )
+                        for at, runs, n in blocks_of(length, _RUN)
+                    ]
                 )
 
             zeros = [nest.integer(0)] * sum(g.reduced for g in outer)
             at = self._merge(outer, rows, zeros)
             return nest.sequence(
-                nest.allocate(total),
+                nest.allocate(total, part),
                 each(lambda x: nest.write(total, self.identity, x)),
-                self._over_reduced(outer, step),
+                self._over_reduced(reduced_groups[:-1], innermost),
                 each(lambda x: self._write(nest.read(total, x), [*at, base + x])),
             )
 

@@ -35,6 +35,8 @@ from schedules.vectors import (
     scratch,
 )
 
+_RUN = 64  # terms added in a row
+
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Row-major only: an axis of channels would have to cross the blocks."""
@@ -163,10 +165,20 @@ class _Softmax:
             shifted = self._read(index(i, x)) - nest.read(largest, x)
             return nest.write(kept, shifted if self.log else _exp(shifted, self.dtype), i, x)
 
+        part = scratch((size,), self.dtype, "part")
+
         def add(i: PrimExpr, x: PrimExpr) -> Stmt:
             value = nest.read(kept, i, x)
             value = _exp(value, self.dtype) if self.log else value
-            return nest.write(total, nest.read(total, x) + value, x)
+            return nest.write(part, nest.read(part, x) + value, x)
+
+        def add_run(start: PrimExpr, count: int) -> Stmt:
+            # Sums of short sums: one long chain of additions would lose digits.
+            return nest.sequence(
+                each(lambda x: nest.write(part, zero, x)),
+                nest.serial(count, lambda i: each(lambda x: add(start + i, x))),
+                each(lambda x: nest.write(total, nest.read(total, x) + nest.read(part, x), x)),
+            )
 
         def factor(x: PrimExpr) -> Stmt:
             result = nest.read(total, x)
@@ -178,12 +190,17 @@ class _Softmax:
             return self._store(value - scale if self.log else value * scale, index(i, x))
 
         return nest.sequence(
-            nest.allocate(kept, largest, total),
+            nest.allocate(kept, largest, total, part),
             each(lambda x: nest.write(largest, lowest(self.dtype), x)),
             each(lambda x: nest.write(total, zero, x)),
             over(top),
             over(keep),
-            over(add),
+            *[
+                nest.serial(
+                    count, lambda r, at=at, run=run: add_run(r * run + at, run), "run"
+                )
+                for at, count, run in blocks_of(length, _RUN)
+            ],
             each(factor),
             over(store),
         )

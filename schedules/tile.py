@@ -28,13 +28,13 @@ class Tile:
     def columns(self) -> int:
         return self.vectors * self.lanes
 
-    def each(self, body: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt]) -> Stmt:
+    def each(self, body: Callable[[int, PrimExpr, PrimExpr], Stmt]) -> Stmt:
         """`body` of every (row, vector, lane), unrolled but for the lanes, which are a vector."""
+        return nest.sequence(*[self._row(i, body) for i in range(self.rows)])
+
+    def _row(self, i: int, body: Callable[[int, PrimExpr, PrimExpr], Stmt]) -> Stmt:
         return nest.unrolled(
-            self.rows,
-            lambda i: nest.unrolled(
-                self.vectors, lambda v: nest.vectorized(self.lanes, lambda x: body(i, v, x))
-            ),
+            self.vectors, lambda v: nest.vectorized(self.lanes, lambda x: body(i, v, x))
         )
 
 
@@ -57,44 +57,39 @@ def accumulate(
     that goes with every (chains-th) step, such as a prefetch.
     """
     whole, rest = divmod(depth, chains)
-    acc = nest.buffer((chains, tile.rows, tile.vectors, tile.lanes), dtype, "acc", "local.accumulator")
+    # A buffer for each row: TVM puts buffers over 1 KiB on the heap, out of LLVM's sight.
+    acc = [
+        [nest.buffer((tile.vectors, tile.lanes), dtype, "acc", "local") for _ in range(tile.rows)]
+        for _ in range(chains)
+    ]
 
-    def step(chain: PrimExpr, k: PrimExpr, first: bool = False) -> Stmt:
-        def term(i: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
-            product = a(i, k) * b(k, v * tile.lanes + x)
-            value = product if first else nest.read(acc, chain, i, v, x) + product
-            return nest.write(acc, value, chain, i, v, x)
+    def step(chain: int, k: PrimExpr, first: bool = False) -> Stmt:
+        def term(i: int, v: PrimExpr, x: PrimExpr) -> Stmt:
+            product = a(nest.integer(i), k) * b(k, v * tile.lanes + x)
+            value = product if first else nest.read(acc[chain][i], v, x) + product
+            return nest.write(acc[chain][i], value, v, x)
 
         return tile.each(term)
 
-    def steps(start: int, count: int, first: bool = False) -> Stmt | None:
-        """`count` products from `start`, one to a chain."""
-        if not count:
-            return None
-        return nest.unrolled(count, lambda c: step(c, c + start, first))
+    def total(i: int, v: PrimExpr, x: PrimExpr) -> Stmt:
+        value = nest.read(acc[0][i], v, x)
+        for others in acc[1:]:
+            value = value + nest.read(others[i], v, x)
+        return nest.write(result, value, i, v * tile.lanes + x)
 
-    def total(i: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
-        value = nest.read(acc, 0, i, v, x)
-        for chain in range(1, chains):
-            value = value + nest.read(acc, chain, i, v, x)
-        return value
-
-    return nest.sequence(
-        nest.allocate(acc),
-        # Starting from products, not from zeros: LLVM would set zeros in memory, too.
-        steps(0, chains, first=True),
-        nest.serial(
-            whole - 1,
-            lambda k: nest.sequence(
-                meanwhile((k + 1) * chains) if meanwhile else None,
-                nest.unrolled(chains, lambda c: step(c, (k + 1) * chains + c)),
-            ),
-            name="k",
+    def steps(start: PrimExpr) -> Stmt:
+        return nest.sequence(
+            meanwhile(start) if meanwhile else None,
+            *[step(chain, start + chain) for chain in range(chains)],
         )
-        if whole > 1
-        else None,
-        steps(whole * chains, rest),
-        tile.each(lambda i, v, x: nest.write(result, total(i, v, x), i, v * tile.lanes + x)),
+
+    zero = nest.integer(0)
+    return nest.sequence(
+        nest.allocate(*[buffer for rows in acc for buffer in rows]),
+        *[step(chain, zero + chain, first=True) for chain in range(chains)],
+        nest.serial(whole - 1, lambda k: steps((k + 1) * chains), name="k") if whole > 1 else None,
+        *[step(chain, zero + (whole * chains + chain)) for chain in range(rest)],
+        tile.each(total),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import graphopt
 from graphopt import TensorSpec
 from graphopt.artifact import bundle
 from graphopt.cache import default_cache
-from graphopt.errors import CompileError, InputError, ModelError, OptionError
+from graphopt.errors import ArtifactError, CompileError, InputError, ModelError, OptionError
 from graphopt.report import Report
 from graphopt.runtime.host import host_arch
 
@@ -196,6 +197,14 @@ def test_other_processors_programs_are_saved_but_not_run(
     model = graphopt.compile(tiny_cnn, other, threads=1)
     with pytest.raises(OptionError, match=r"compiled for .* this machine is"):
         model.run({"x": image()})
+    path, arch = tmp_path / "m.gopt", other.split(":")[0]
+    if shutil.which(f"{arch}-linux-gnu-g++"):
+        model.save(path)
+        with pytest.raises(ArtifactError, match=f"compiled for {arch}"):
+            graphopt.load(path)
+    else:
+        with pytest.raises(CompileError, match=rf"{arch}-linux-gnu-g\+\+"):
+            model.save(path)
 
 
 @pytest.mark.parametrize("target", ["x86_64:x86-64", "x86_64:x86-64-v3", "x86_64:x86-64-v4"])
@@ -349,6 +358,20 @@ def test_verify_compares_with_onnx_runtime(dynamic_mlp: onnx.ModelProto, tmp_pat
     with pytest.raises(OptionError, match="--against"):
         graphopt.verify(tmp_path / "m.gopt")
     assert graphopt.verify(tmp_path / "m.gopt", dynamic_mlp).ok
+
+
+def test_external_data_is_found_beside_the_model(tiny_cnn: onnx.ModelProto, tmp_path: Path) -> None:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(tiny_cnn)
+    path = tmp_path / "model.onnx"
+    onnx.save(copy, path, save_as_external_data=True, location="data.bin", size_threshold=0)
+    model = graphopt.compile(path)
+    agree(model.run({"x": image()}), reference(tiny_cnn, {"x": image()}))
+    assert graphopt.verify(path).ok
+    assert graphopt.verify(model).ok
+    (tmp_path / "data.bin").unlink()
+    with pytest.raises(ModelError, match=r"data\.bin"):
+        graphopt.compile(path)
 
 
 def test_inspect_says_what_is_open(dynamic_mlp: onnx.ModelProto) -> None:

@@ -173,6 +173,6 @@ def _rate(amount: float, duration: float) -> str:
 
 def _plain_table() -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="dim")
-    table.add_column()
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     return table

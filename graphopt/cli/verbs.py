@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
         raise OptionError("options", f"'{path}' is the model itself.", hint="name another file.")
     target = graphopt.TargetSpec.parse(args.target)
     find_linker(target.arch)  # a missing one is said before the work, not after it
+    started = time.perf_counter()
     with screen.busy(f"compiling {args.model}"):
         model = graphopt.compile(
             args.model,
@@ -61,7 +63,7 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
             cache=not args.no_cache and args.dump_ir is None,
         )
         model.save(path)
-    nbytes = path.stat().st_size
+    nbytes, elapsed = path.stat().st_size, time.perf_counter() - started
     reports = model.reports
     for account in reports:
         for warning in account.warnings:
@@ -69,10 +71,11 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
     result = {
         "output": str(path),
         "bytes": nbytes,
+        "seconds": elapsed,
         "programs": [account.to_dict() for account in reports],
     }
     tables = [render.report(account) for account in reports]
-    screen.show(result, *tables, f"wrote {path} ({render.size(nbytes)})")
+    screen.show(result, *tables, f"wrote {path} ({render.size(nbytes)}) in {elapsed:.1f} s")
     return OK
 
 

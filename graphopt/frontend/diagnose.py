@@ -23,6 +23,7 @@ from graphopt.frontend.shapes import (
     tensor_type,
     unbound_inputs,
 )
+from graphopt.frontend.specialise import value_inputs
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,10 @@ def _without_converter(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
 
 
 def _doubtful(model: OnnxModel) -> tuple[str, ...]:
-    notes = []
-    for value in graph_inputs(model.proto.graph):
-        shape = dimensions(value.type)
-        if shape == () and _dtype(value.type) in ("int32", "int64", "bool"):
-            notes.append(
-                f"input '{value.name}' is a single {_dtype(value.type)}: "
-                "if it selects a mode or a size, bind it to a constant"
-            )
+    notes = [
+        f"{node}: needs the value of input '{name}' at compile time: bind it to a constant"
+        for name, node in value_inputs(model).items()
+    ]
     for node in model.proto.graph.node:
         if node.op_type == "If":
             notes.append(f"{node.name}: the condition of If is not known at compile time")

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from math import prod
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
 from graphopt.errors import ModelError
 from graphopt.frontend.evaluate import evaluate, foldable, worth_folding
+from graphopt.frontend.functions import standard_body
 from graphopt.frontend.model import Array, OnnxModel, subgraphs
 from graphopt.frontend.rename import produced, rename_nodes
 from graphopt.frontend.shapes import dimensions, infer_node, static_shape, tensor_type
@@ -54,9 +55,25 @@ class Folder:
             if taken is not None:
                 queue.extendleft(reversed(self._splice(node, taken)))
                 continue
+            body = standard_body(node, self.types, self.opsets)
+            if body is not None:
+                queue.extendleft(reversed(body))
+                continue
+            node = self._with_known_target(node)
             self._defined.update(name for name in node.output if name)
             if not self._fold(node):
                 self.nodes.append(node)
+
+    def _with_known_target(self, node: NodeProto) -> NodeProto:
+        """CastLike as Cast, so that it folds when only the type of its second input is known."""
+        if node.op_type != "CastLike" or node.domain not in ("", "ai.onnx"):
+            return node
+        target = self.types.get(node.input[1])
+        if target is None or not target.tensor_type.elem_type:
+            return node
+        cast = NodeProto(op_type="Cast", name=node.name, input=[node.input[0]], output=node.output)
+        cast.attribute.add(name="to", type=AttributeProto.INT, i=target.tensor_type.elem_type)
+        return cast
 
     def _note_small(self, name: str) -> None:
         tensor = self.constants[name]
@@ -74,10 +91,17 @@ class Folder:
         """Replace `node` by constants if possible; else infer the types of its outputs."""
         values = self._known_values(node)
         if values is None:
-            inferred = infer_node(node, self.types, self._small, self.opsets)
+            constant = self._all_constant(node) and foldable(node)
+            try:
+                inferred = infer_node(node, self.types, self._small, self.opsets)
+            except ModelError:
+                # Inference is stricter than runtimes are: a node that can be computed is right.
+                if not constant:
+                    raise
+                inferred = {}
             for name, kind in inferred.items():
                 self.types[name] = _refined(kind, self._declared.get(name))
-            if not self._all_constant(node) or not foldable(node):
+            if not constant:
                 return False
             shapes = [static_shape(self.types.get(name)) for name in node.output if name]
             size = sum(prod(self.constants[name].dims) for name in node.input if name)

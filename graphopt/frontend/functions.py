@@ -1,17 +1,29 @@
-"""Inlines model-local functions, so that later stages see operators only."""
+"""Inlines functions: the model's own, and those that define some standard operators."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, defs
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TypeProto, defs
 
 from graphopt.errors import ModelError
 from graphopt.frontend.model import subgraphs
 from graphopt.frontend.rename import rename_nodes
 
 _MAX_DEPTH = 64
+
+# Operators whose definition in the ONNX standard, a function of simpler ones, is what we compile.
+_DEFINED_BY_FUNCTION = frozenset(
+    (
+        "AffineGrid",
+        "Attention",
+        "CenterCropPad",
+        "NegativeLogLikelihoodLoss",
+        "RotaryEmbedding",
+        "SoftmaxCrossEntropyLoss",
+    )
+)
 
 Functions = Mapping[tuple[str, str, str], FunctionProto]
 
@@ -28,6 +40,39 @@ def inline_functions(proto: ModelProto) -> None:
     _merge_opsets(proto)
     _inline_graph(proto.graph, functions, 0)
     del proto.functions[:]
+
+
+def standard_body(
+    node: NodeProto, types: Mapping[str, TypeProto], opsets: Mapping[str, int]
+) -> list[NodeProto] | None:
+    """The nodes that define a composite standard operator, with ids `NODE/INNER`.
+
+    None if the operator is not composite, or its definition is written in an operator set that
+    means something else than the model's.
+    """
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _DEFINED_BY_FUNCTION:
+        return None
+    try:
+        schema = defs.get_schema(node.op_type, opsets.get("", 1), "")
+    except defs.SchemaError:
+        return None
+    if schema.has_context_dependent_function:
+        kinds = [types.get(name, TypeProto()).SerializeToString() for name in node.input]
+        data = schema.get_context_dependent_function(node.SerializeToString(), kinds)
+        function = FunctionProto.FromString(data)
+    elif schema.has_function:
+        function = schema.function_body
+    else:
+        return None
+    for opset in function.opset_import:
+        used = [inner for inner in function.node if inner.domain == opset.domain]
+        version = opsets.get(opset.domain, opset.version)
+        if not all(_same_meaning(inner, version, opset.version) for inner in used):
+            return None
+    body = _body(node, function)
+    for i, inner in enumerate(body):
+        inner.name = f"{inner.name}#{i}"
+    return body
 
 
 def _merge_opsets(proto: ModelProto) -> None:

@@ -168,17 +168,25 @@ def _mergeable(view: View, found: tuple[WithConstant, WithConstant, Expr]) -> st
     inner, outer, link = found
     if not view.used_once(link):
         return "the inner result is used elsewhere"
-    size = np.broadcast(inner.c, outer.c).size
-    grown = size > max(inner.c.size, outer.c.size)
-    return "the merged constant would be larger than both" if grown else None
+    merged = _merged(inner, outer)
+    if merged.size > max(inner.c.size, outer.c.size):
+        return "the merged constant would be larger than both"
+    vanished = (merged == 0) & (inner.c != 0) & (outer.c != 0) if outer.op == "multiply" else False
+    if not np.isfinite(merged).all() or np.any(vanished):
+        return "the merged constant is out of range"
+    return None
+
+
+def _merged(inner: WithConstant, outer: WithConstant) -> Array:
+    a, b = inner.c.astype(np.float64), outer.c.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return (a + b if outer.op == "add" else a * b).astype(outer.c.dtype)
 
 
 def _merge(_view: View, found: tuple[WithConstant, WithConstant, Expr]) -> Expr:
     inner, outer, _ = found
-    a, b = inner.c.astype(np.float64), outer.c.astype(np.float64)
-    if outer.op == "add":
-        return relax.op.add(inner.x, constant((a + b).astype(outer.c.dtype), outer.dtype))
-    return relax.op.multiply(inner.x, constant((a * b).astype(outer.c.dtype), outer.dtype))
+    make = relax.op.add if outer.op == "add" else relax.op.multiply
+    return make(inner.x, constant(_merged(inner, outer), outer.dtype))
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ def _check_after(view: View, found: Scaled) -> str | None:
     reason = _layout(found.anchor)
     if reason is not None:
         return reason
+    if not np.isfinite(found.factor).all():
+        return "the factor is not finite"
     axis = channel_axis(found.anchor)
     if per_channel(found.factor, axis, shape_of(found.anchor)[axis]) is None:
         return "the factor varies along other axes than the channels"
@@ -200,6 +202,8 @@ def _check_before(view: View, found: Scaled) -> str | None:
     reason = _layout(found.anchor)
     if reason is not None:
         return reason
+    if not np.isfinite(found.factor).all():
+        return "the constant is not finite"
     axis = channel_axis(found.anchor)
     if per_channel(found.factor, axis, shape_of(found.anchor.args[0])[axis]) is None:
         return "the constant varies along other axes than the channels"

@@ -10,7 +10,7 @@ from tvm import relax
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome
 from graphopt.passes.rewrite import Rule, View, apply_rules
-from graphopt.passes.values import Expr, ints, op_name
+from graphopt.passes.values import Expr, ints, op_name, reshaped, shape_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,36 @@ class Padded:
 
 
 def _padded(view: View, _var: Expr, value: Expr) -> Padded | None:
-    pad = view.call(value.args[0], "nn.pad")
+    link = value.args[0]
+    moved = view.call(link, "reshape")
+    pad = view.call(link if moved is None else moved.args[0], "nn.pad")
     if pad is None:
         return None
     flat = ints(pad.attrs.pad_width)
     widths = tuple(zip(flat[::2], flat[1::2], strict=True))
+    if moved is not None:
+        placed = _placed(widths, shape_of(pad), shape_of(moved))
+        if placed is None:
+            return None
+        widths = placed
     mode, fill = str(pad.attrs.pad_mode), float(pad.attrs.pad_value)
-    return Padded(value, value.args[0], pad.args[0], mode, fill, widths)
+    return Padded(value, link, pad.args[0], mode, fill, widths)
+
+
+def _placed(
+    widths: tuple[tuple[int, int], ...], before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[tuple[int, int], ...] | None:
+    """The widths after a view that only moves unit axes: a one-dimensional convolution's."""
+    long_axes = [axis for axis, dim in enumerate(before) if dim != 1]
+    places = [axis for axis, dim in enumerate(after) if dim != 1]
+    if [before[axis] for axis in long_axes] != [after[axis] for axis in places]:
+        return None
+    if any(any(widths[axis]) for axis, dim in enumerate(before) if dim == 1):
+        return None
+    placed = [(0, 0)] * len(after)
+    for place, axis in zip(places, long_axes, strict=True):
+        placed[place] = widths[axis]
+    return tuple(placed)
 
 
 def _check(view: View, found: Padded) -> str | None:
@@ -60,22 +83,25 @@ def _check(view: View, found: Padded) -> str | None:
 def _fold(_view: View, found: Padded) -> Expr:
     window, attrs = found.window, found.window.attrs
     spatial = found.widths[2:]
+    dims = shape_of(window.args[0])
+    inner = tuple(dim - sum(pair) for dim, pair in zip(dims, found.widths, strict=True))
+    x = found.x if shape_of(found.x) == inner else reshaped(found.x, inner)
     before, after = [w[0] for w in spatial], [w[1] for w in spatial]
     padding = [a + b for a, b in zip(ints(attrs.padding), before + after, strict=True)]
     kind = op_name(window)
     if kind == "nn.avg_pool2d":
         return relax.op.nn.avg_pool2d(
-            found.x, ints(attrs.pool_size), ints(attrs.strides), padding, ints(attrs.dilation),
+            x, ints(attrs.pool_size), ints(attrs.strides), padding, ints(attrs.dilation),
             False, True, attrs.layout, attrs.out_layout,
         )  # fmt: skip
     if kind == "nn.max_pool2d":
         return relax.op.nn.max_pool2d(
-            found.x, ints(attrs.pool_size), ints(attrs.strides), padding, ints(attrs.dilation),
+            x, ints(attrs.pool_size), ints(attrs.strides), padding, ints(attrs.dilation),
             False, False, attrs.layout, attrs.out_layout,
         )  # fmt: skip
     make = relax.op.nn.conv1d if kind == "nn.conv1d" else relax.op.nn.conv2d
     return make(
-        found.x, window.args[1], ints(attrs.strides), padding, ints(attrs.dilation),
+        x, window.args[1], ints(attrs.strides), padding, ints(attrs.dilation),
         int(attrs.groups), attrs.data_layout, attrs.kernel_layout, attrs.out_layout,
         attrs.out_dtype or None,
     )  # fmt: skip

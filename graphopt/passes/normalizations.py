@@ -149,7 +149,7 @@ def _affine(view: View, _var: Expr, value: Expr) -> Affine | None:
         adds = op_name(value) == "add"
         return None if adds else Affine(norm, link, gamma, None, operand, False)
     beta = view.constant(norm.args[2])
-    if beta is None:
+    if beta is None or not (norm.attrs.center and norm.attrs.scale):
         return None
     return Affine(norm, link, gamma, beta, operand, op_name(value) == "add")
 

@@ -55,6 +55,8 @@ PIPELINE: tuple[Pass, ...] = (
     CanonicalizeViews(),
     SimplifyTransposes(),  # across views that have gone
     CanonicalizeViews(),  # joins those that moved in front of a transpose
+    SinkViews(),  # and those that transposes have become
+    CanonicalizeViews(),
     # What the passes above have left: constants in new places, equal bindings, no-ops.
     FoldConstants(),
     RemoveIdentities(),

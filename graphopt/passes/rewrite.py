@@ -12,7 +12,7 @@ from tvm import relax
 from graphopt.errors import CompileError
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome, Refused
-from graphopt.passes.dataflow import Dataflow, Expr, Var, merged, variables
+from graphopt.passes.dataflow import OUTPUT, Dataflow, Expr, Var, merged, variables
 from graphopt.passes.values import Array, array_of, op_name, scalar_of
 
 M = TypeVar("M")
@@ -59,6 +59,11 @@ class View:
     def used_once(self, expr: Expr) -> bool:
         """Whether `expr` is read exactly once, so that changing it changes nothing else."""
         return isinstance(expr, relax.Var) and self._dataflow.use_count(expr.name) == 1
+
+    def has_one_user(self, expr: Expr) -> bool:
+        """Whether one other binding only reads `expr`, perhaps twice, as x · x does."""
+        users = self.users(expr)
+        return len(users) == 1 and users[0] != OUTPUT
 
     def constant(self, expr: Expr) -> Array | None:
         """The array of a constant (not to be written to), else None."""

@@ -118,14 +118,41 @@ def _before_view(view: View, _var: Expr, value: Expr) -> Piece | None:
     return None
 
 
-def _nested(view: View, _var: Expr, value: Expr) -> Piece | None:
-    piece = one_axis(value)
-    inner = None if piece is None else view.call(piece.x, "strided_slice")
-    source = None if inner is None else one_axis(inner)
-    if piece is None or source is None or source.axis != piece.axis:
+@dataclass(frozen=True)
+class Window:
+    """x[ranges], with (begin, end, stride) per axis."""
+
+    x: Expr
+    ranges: tuple[tuple[int, int, int], ...]
+
+
+def _nested(view: View, _var: Expr, value: Expr) -> Window | None:
+    call = view.call(value.args[0], "strided_slice")
+    inner = None if call is None else slice_ranges(call)
+    outer = slice_ranges(value)
+    if call is None or inner is None or outer is None:
         return None
-    begin = source.begin + piece.begin
-    return Piece(source.x, piece.axis, begin, source.begin + piece.end, piece.shape)
+    # On two axes it could not move past a view or a transpose any more: those come first.
+    moves = view.call(call.args[0], "reshape", "permute_dims") is not None
+    one, two = one_axis(call), one_axis(value)
+    if moves and (one is None or two is None or one.axis != two.axis):
+        return None
+    ranges = tuple(
+        (
+            first + begin * step,
+            first + (end - 1) * step + 1 if end > begin else first,
+            stride * step,
+        )
+        for (first, _, step), (begin, end, stride) in zip(inner, outer, strict=True)
+    )
+    return Window(call.args[0], ranges)
+
+
+def _window(_view: View, found: Window) -> Expr:
+    dims = shape_of(found.x)
+    cut = [axis for axis, dim in enumerate(dims) if found.ranges[axis] != (0, dim, 1)]
+    begin, end, strides = ([found.ranges[axis][i] for axis in cut] for i in range(3))
+    return relax.op.strided_slice(found.x, cut, begin, end, strides)
 
 
 def _within_concat(view: View, _var: Expr, value: Expr) -> Expr | None:
@@ -178,7 +205,7 @@ class SimplifySlices:
         rules: tuple[Rule[Any], ...] = (
             Rule("take to slice", ("take",), _scalar_take, _cut),
             Rule("split to slices", ("item",), _split_item, _cut),
-            Rule("slice of slice", cut, _nested, _cut),
+            Rule("slice of slice", cut, _nested, _window),
             Rule("slice of concat", cut, _within_concat, lambda _view, part: part),
             Rule("slice before permutation", cut, _before_permutation, _cut),
             Rule("slice before view", cut, _before_view, _cut),

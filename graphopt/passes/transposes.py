@@ -11,6 +11,7 @@ from tvm import relax
 
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome
+from graphopt.passes.reductions import REDUCTIONS
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import (
     ELEMENTWISE,
@@ -18,6 +19,7 @@ from graphopt.passes.values import (
     constant,
     op_name,
     permutation,
+    reduced_axes,
     reshaped,
     shape_of,
 )
@@ -185,12 +187,78 @@ def _push(_view: View, found: Pushed) -> Expr:
 
 
 @dataclass(frozen=True)
+class Sunk:
+    """permute(call(operands)) for a call whose operands were permuted alike."""
+
+    call: Expr
+    operands: tuple[Expr, ...]
+    axes: tuple[int, ...]
+    links: tuple[Expr, ...]
+
+
+def _operands_permuted(view: View, _var: Expr, value: Expr) -> Sunk | None:
+    """An elementwise call on tensors permuted alike, and constants."""
+    dims, axes = shape_of(value), None
+    operands: list[Expr] = []
+    links: list[Expr] = []
+    for operand in value.args:
+        source = view.call(operand, "permute_dims")
+        array = view.constant(operand)
+        if source is not None and shape_of(operand) == dims:
+            if axes is not None and permutation(source) != axes:
+                return None
+            axes = permutation(source)
+            operands.append(source.args[0])
+            links.append(operand)
+        elif array is not None:
+            operands.append(operand)
+        elif isinstance(operand, relax.Var):
+            return None
+        else:
+            operands.append(operand)  # clip's bounds
+    if axes is None:
+        return None
+    for index, operand in enumerate(operands):
+        array = view.constant(operand)
+        if array is not None and array.ndim:
+            full = array.reshape((1,) * (len(axes) - array.ndim) + array.shape)
+            operands[index] = constant(full.transpose(_inverse(axes)))
+    return Sunk(value, tuple(operands), axes, tuple(links))
+
+
+def _operand_permuted(view: View, _var: Expr, value: Expr) -> Sunk | None:
+    """A reduction of a permuted tensor."""
+    source = view.call(value.args[0], "permute_dims")
+    if source is None or not value.attrs.keepdims:
+        return None
+    return Sunk(value, (source.args[0],), permutation(source), (value.args[0],))
+
+
+def _only_use(view: View, found: Sunk) -> str | None:
+    if all(map(view.has_one_user, found.links)):
+        return None
+    return "a transposed operand is used elsewhere"
+
+
+def _sink(_view: View, found: Sunk) -> Expr:
+    inner = tvm.ir.Call(found.call.op, list(found.operands), found.call.attrs)
+    return relax.op.permute_dims(inner, list(found.axes))
+
+
+def _sink_reduction(_view: View, found: Sunk) -> Expr:
+    axes = [found.axes[axis] for axis in reduced_axes(found.call)]
+    inner = REDUCTIONS[op_name(found.call)](found.operands[0], sorted(axes), keepdims=True)
+    return relax.op.permute_dims(inner, list(found.axes))
+
+
+@dataclass(frozen=True)
 class SimplifyTransposes:
     """Chains become one permute_dims, pairs cancel; unit axes stay in place.
 
     A view that inserts or removes unit axes moves in front of the permutation, which then gives
     its consumer's shape directly: (B,S,H,D) to (B,H,S,D) in front of attention.
-    A transpose is moved in front of an elementwise operator if fewer are left in all.
+    Transposes in front of elementwise operators and reductions move behind them, towards the one
+    that undoes them, and in front of them if fewer are left in all.
     """
 
     name: str = "simplify_transposes"
@@ -203,6 +271,14 @@ class SimplifyTransposes:
             Rule("compose across a view", root, _across_view, _build),
             Rule("leave unit axes", root, _unit_axes_in_place, _build),
             Rule("view before permutation", ("reshape",), _view_after, _view_first),
+            Rule("behind elementwise", ELEMENTWISE, _operands_permuted, _sink, _only_use),
+            Rule(
+                "behind reduction",
+                tuple(REDUCTIONS),
+                _operand_permuted,
+                _sink_reduction,
+                _only_use,
+            ),
             Rule("push through elementwise", root, _elementwise, _push, _worth),
         )
         return apply_rules(graph, self.name, rules)

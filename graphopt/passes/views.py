@@ -181,7 +181,7 @@ def _sinkable(view: View, _var: Expr, value: Expr) -> Sinkable | None:
     sources = []
     for operand in value.args:
         call = view.call(operand, "reshape") if isinstance(operand, relax.Var) else None
-        if call is not None and view.used_once(operand):
+        if call is not None and view.has_one_user(operand):
             sources.append(call.args[0])
         elif isinstance(operand, relax.Var):
             return None

@@ -197,14 +197,19 @@ def test_diagnosis_counts_what_resnet18_is_known_to_have() -> None:
 
 def test_diagnosis_of_a_dynamic_model_with_unsupported_nodes() -> None:
     proto = model_of(
-        [node("Det", ["x"], ["d"], name="det"), node("NonZero", ["x"], ["z"], name="nz")],
-        [info("x", FLOAT, ["N", "N"]), info("mode", INT64, [])],
-        [info("d", FLOAT, []), info("z", INT64, None)],
+        [
+            node("Det", ["x"], ["d"], name="det"),
+            node("NonZero", ["x"], ["z"], name="nz"),
+            node("Add", ["rows", "rows"], ["twice"]),
+            node("Tile", ["x", "twice"], ["t"], name="tile"),
+        ],
+        [info("x", FLOAT, ["N", "N"]), info("rows", INT64, [2])],
+        [info("d", FLOAT, []), info("z", INT64, None), info("t", FLOAT, None)],
     )
     report = diagnose(load_model(proto))
     assert report.unbound == ("x",)
     assert [item.node for item in report.unsupported] == ["det"]
-    assert "mode" in report.doubtful[0]
+    assert report.doubtful[0].startswith("tile: needs the value of input 'rows'")
     bound = diagnose(load_model(proto), {"x": (3, 3)})
-    assert [item.node for item in bound.unsupported] == ["det", "nz"]
+    assert [item.node for item in bound.unsupported] == ["det", "nz", "tile"]
     assert not bound.compiles

@@ -482,6 +482,19 @@ RECURRENT = [
 
 SCALE, ZERO = fixed(np.float32(0.05)), fixed(np.uint8(120))
 CHANNELS = fixed(np.array([0.02, 0.05, 0.1, 0.2], np.float32))
+COMPOSITE = [
+    Case("Attention", [f32(1, 2, 3, 4), f32(1, 2, 5, 4), f32(1, 2, 5, 6)], opset=23),
+    Case(
+        "Attention",
+        [f32(1, 2, 3, 4), f32(1, 2, 3, 4), f32(1, 2, 3, 4), f32(3, 3)],
+        {"is_causal": 1},
+        opset=23,
+    ),
+    Case("RotaryEmbedding", [f32(1, 2, 3, 4), f32(1, 3, 2), f32(1, 3, 2)], opset=23),
+    Case("CenterCropPad", [f32(4, 5), fixed(i64(6, 3))]),
+    Case("SoftmaxCrossEntropyLoss", [f32(3, 5), ints(0, 5, 3)]),
+]
+
 QUANTIZATION = [
     Case("QuantizeLinear", [X, SCALE, ZERO]),
     Case("QuantizeLinear", [X, SCALE]),
@@ -539,6 +552,7 @@ CASES = [
     *NORMALIZATIONS,
     *RESIZES,
     *RECURRENT,
+    *COMPOSITE,
     *QUANTIZATION,
 ]
 

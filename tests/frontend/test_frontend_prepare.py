@@ -16,6 +16,7 @@ from graphopt.errors import ModelError, OptionError
 from graphopt.frontend.load import load_model
 from graphopt.frontend.model import OnnxModel
 from graphopt.frontend.prepare import prepare, unbound_inputs
+from graphopt.frontend.specialise import value_inputs
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -187,6 +188,17 @@ def test_constant_branches_are_taken_also_nested(mode: int) -> None:
 def test_an_open_branch_is_refused_with_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"choose: If .* run-time values .*Bind the integer"):
         imported(branching_model())
+
+
+def test_inputs_whose_values_matter_are_found() -> None:
+    assert value_inputs(ready(branching_model())) == {"mode": "choose"}
+    lookup = model_of(
+        [helper.make_node("Gather", ["t", "i"], ["y"])],
+        [info("i", INT64, [2])],
+        [info("y", FLOAT, [2])],
+        {"t": np.ones(4, np.float32)},
+    )
+    assert value_inputs(ready(lookup)) == {}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def test_chains_do_not_merge_into_larger_constants():
     refuses(MergeConstantChains(), make(X, body), "larger than both")
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_chains_do_not_merge_out_of_range(factor):
+    def body(x):
+        return relax.op.multiply(relax.op.multiply(x, const(factor)), const(factor))
+
+    refuses(MergeConstantChains(), make(X, body), "out of range")
+
+
 def test_chains_with_another_user_stay():
     def body(x):
         inner = relax.op.add(x, const(1.0))

@@ -121,6 +121,7 @@ def test_nodes_are_united():
         (lambda x: mul(conv(x), const(random(1, 6, 6, 1))), "other axes than the channels"),
         (lambda x: mul(conv(x), const(random(2, 1, 1, 1))), "other axes than the channels"),
         (lambda x: conv(mul(x, const(random(6, 6)))), "other axes than the channels"),
+        (lambda x: mul(conv(x), const(np.inf)), "not finite"),
     ],
 )
 def test_factors_that_are_not_per_channel(body, reason):
@@ -203,6 +204,30 @@ def test_padding_into_convolution():
         return relax.op.nn.conv2d(x, const(weight), padding=(2, 4, 3, 1), strides=2)
 
     fires(FoldPadding(), make(X, body), make(X, expected), rewrites=1)
+
+
+def test_padding_in_front_of_a_view():
+    """A causal convolution over time, which runs as a two-dimensional one."""
+    weight = random(6, 4, 1, 3)
+
+    def body(x):
+        y = relax.op.nn.pad(x, [0, 0, 0, 0, 2, 0])
+        return relax.op.nn.conv2d(relax.op.reshape(y, (2, 4, 1, 10)), const(weight))
+
+    def expected(x):
+        y = relax.op.reshape(x, (2, 4, 1, 8))
+        return relax.op.nn.conv2d(y, const(weight), padding=(0, 2, 0, 0))
+
+    inputs = {"x": (2, 4, 8)}
+    fires(FoldPadding(), make(inputs, body), make(inputs, expected), rewrites=1)
+
+
+def test_padding_in_front_of_a_view_that_merges_axes():
+    def body(x):
+        y = relax.op.nn.pad(x, [0, 0, 0, 0, 1, 0])
+        return relax.op.nn.conv2d(relax.op.reshape(y, (1, 8, 1, 9)), const(random(6, 8, 1, 3)))
+
+    refuses(FoldPadding(), make({"x": (2, 4, 8)}, body))
 
 
 def test_padding_into_average():

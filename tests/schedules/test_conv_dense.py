@@ -17,6 +17,8 @@ DIRECT = [
     ch.conv((1, 3, 29, 31), 24, 7, 2, after="bias_relu"),  # a first layer
     ch.conv((2, 24, 13, 13), 40, 3, after="residual"),
     ch.conv((1, 40, 7, 7), 100, 3, 2, after="silu"),
+    ch.conv((1, 24, 7, 7), 32, 3, after="residual"),  # tiles of several rows
+    ch.conv((2, 16, 6, 4), 32, (3, 1), 1, (2, 0, 0, 0), after="none"),
     ch.conv((1, 24, 13, 16), 16, 3, 1, (0, 1, 2, 0), after="clip"),  # asymmetric
     ch.conv((1, 20, 14, 9), 24, 3, dilation=2, after="none"),
     ch.conv((1, 16, 9, 56), 16, (1, 5), (1, 2), after="none"),

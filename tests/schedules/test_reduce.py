@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import ALL_TRAITS, AVX512, run_candidate, serial_extents, scheduled
+from harness import ALL_TRAITS, AVX512, run_candidate, scheduled, serial_extents
 
 from schedules import reduce
 from schedules.interface import Epilogue, Op, Step, TargetTraits, TensorSig, Workload
@@ -96,12 +96,13 @@ def test_extremes_of_nan_and_infinities(axes: tuple[int, ...], function: str) ->
     np.testing.assert_array_equal(result, getattr(np, function)(x, axis=axes, keepdims=True))
 
 
-def test_long_sums_stay_accurate() -> None:
-    x = np.random.default_rng(3).standard_normal((3, 100_003)).astype(np.float32)
-    w = workload(x.shape, (1,))
+@pytest.mark.parametrize(("shape", "axis"), [((3, 100_003), 1), ((50_001, 5), 0)])
+def test_long_sums_stay_accurate(shape: tuple[int, ...], axis: int) -> None:
+    x = np.random.default_rng(3).uniform(0, 1, shape).astype(np.float32)
+    w = workload(x.shape, (axis,))
     result = run_candidate(reduce.candidates(w, AVX512)[0], w, [x], AVX512)
-    error = np.abs(result - x.astype(np.float64).sum(1, keepdims=True))
-    assert np.all(error <= 1e-6 * np.abs(x).sum(1, keepdims=True))
+    error = np.abs(result - x.astype(np.float64).sum(axis, keepdims=True))
+    assert np.all(error <= 1e-6 * np.abs(x).sum(axis, keepdims=True))
 
 
 def test_global_average_pool_is_shared_among_workers() -> None:

@@ -115,9 +115,17 @@ def softsign(node: NodeContext) -> Expr:
 
 
 def mish(node: NodeContext) -> Expr:
-    """x·tanh(softplus(x))."""
+    """x·tanh(softplus(x)) = x·n/(n + 2) with n = e^x·(e^x + 2).
+
+    Unlike the logarithm this keeps small results exact; from x = 20 on the ratio is 1.
+    """
     x = node.input(0)
-    return node.emit(op.multiply(x, node.emit(op.tanh(_softplus(node, x)))))
+    if dtype_of(x) != "float32":
+        return node.emit(op.multiply(x, node.emit(op.tanh(_softplus(node, x)))))
+    e = node.emit(op.exp(node.emit(op.minimum(x, node.scalar(20, x)))))
+    n = node.emit(op.multiply(e, _affine(node, e, 1.0, 2.0)))
+    ratio = node.emit(op.divide(n, _affine(node, n, 1.0, 2.0)))
+    return node.emit(op.multiply(x, ratio))
 
 
 def thresholded_relu(node: NodeContext) -> Expr:

@@ -159,7 +159,7 @@ def is_inf(node: NodeContext) -> Expr:
 
 
 def bit_shift(node: NodeContext) -> Expr:
-    """BitShift of unsigned integers; shifts by the width or more give 0."""
+    """BitShift; shifts of unsigned integers by the width or more give 0."""
     x, by = node.input(0), node.input(1)
     direction = node.string_attr("direction")
     if direction not in ("LEFT", "RIGHT"):
@@ -167,8 +167,10 @@ def bit_shift(node: NodeContext) -> Expr:
     width = np.dtype(dtype_of(x)).itemsize * 8
     shift = op.left_shift if direction == "LEFT" else op.right_shift
     known = node.array(1)
-    if known is not None and (known < width).all():
+    if known is not None and (known >= 0).all() and (known < width).all():
         return node.emit(shift(x, by))
+    if np.dtype(dtype_of(x)).kind != "u":
+        raise Unsupported("shifts of signed integers by unknown, negative or large amounts")
     inside = node.emit(op.less(by, node.scalar(width, by)))
     safe = node.emit(op.minimum(by, node.scalar(width - 1, by)))
     shifted = node.emit(shift(x, safe))

@@ -13,6 +13,7 @@ from graphopt.frontend.emit import (
     NodeContext,
     Unsupported,
     constant,
+    dtype_of,
     normal_axis,
     shape_of,
 )
@@ -119,6 +120,9 @@ def top_k(node: NodeContext) -> tuple[Expr | None, ...]:
     node.ignore("sorted")  # sorted results are right for both values
     if not 0 < k <= shape_of(x)[axis]:
         raise Unsupported(f"k={k} is out of range for an axis of {shape_of(x)[axis]}")
+
+    if dtype_of(x) == "uint64":
+        raise Unsupported("TopK of uint64 is not supported")
 
     def part(what: str, output: int) -> Expr | None:
         if not node.wants(output):

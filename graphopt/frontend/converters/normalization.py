@@ -115,7 +115,10 @@ def rms_norm(node: NodeContext) -> Expr:
     if any(node.wants(i) for i in range(1, node.outputs)):
         raise Unsupported("only the first output is supported")
     gamma = _spread(node, 1, shape[axis:], 1.0, dtype_of(x))
-    return node.emit(op.nn.rms_norm(x, gamma, list(range(axis, len(shape))), epsilon))
+    # Relax cannot lower a norm over all axes: there must be one in front.
+    front = node.reshape(x, (1, *shape)) if axis == 0 else x
+    axes = list(range(axis - len(shape), 0))
+    return node.reshape(node.emit(op.nn.rms_norm(front, gamma, axes, epsilon)), shape)
 
 
 def instance_norm(node: NodeContext) -> Expr:
