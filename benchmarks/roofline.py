@@ -168,6 +168,8 @@ def main() -> int:
             f"{machine.threads} thread(s): {machine.flops / 1e9:.0f} GFLOP/s, "
             f"memory {machine.memory / 1e9:.1f} GB/s, L2 {machine.cache / 1e9:.0f} GB/s"
         )
+    if machines[-1].flops < 0.7 * threads * machines[0].flops:
+        console.print("[yellow]the machine is busy: the roofs for all threads are too low")
     sites: list[Site] = []
     if arguments.model:
         model = find(arguments.model, dict(arguments.shape))

@@ -131,9 +131,7 @@ class _Change:
                 return ragged
             return nest.branch(block < full, channels(n, block, piece, self.block), ragged)
 
-        return parallel_grid(
-            (self.batch, full + bool(rest), split.count if split else 1), task
-        )
+        return parallel_grid((self.batch, full + bool(rest), split.count if split else 1), task)
 
     def _plain(self, n: PrimExpr, channel: PrimExpr, position: PrimExpr) -> list[PrimExpr]:
         return [n, channel, *nest.unflatten(position, self.spatial)]

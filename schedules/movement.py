@@ -184,11 +184,7 @@ def _slice(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc
         begin = [begin[0], begin[1] // layout.block, *begin[2:], 0]
         strides.append(1)
     target = frame.shape
-    moved = [
-        a
-        for a in range(len(target))
-        if begin[a] or strides[a] != 1 or source[a] != target[a]
-    ]
+    moved = [a for a in range(len(target)) if begin[a] or strides[a] != 1 or source[a] != target[a]]
     last = moved[-1] if moved else 0
     # A stride keeps its axis from being contiguous with the following ones.
     split = last if not moved or strides[last] == 1 or last == len(target) - 1 else last + 1
@@ -253,7 +249,9 @@ def _pad(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
             copied = over_vectors(trail, lanes, copy)
             if known_inside or mode != "constant":
                 return copied
-            return nest.branch(inside([*outer, i], padded), copied, over_vectors(trail, lanes, clear))
+            return nest.branch(
+                inside([*outer, i], padded), copied, over_vectors(trail, lanes, clear)
+            )
 
         low = min(max(before[last], 0), target[last])
         high = max(low, min(before[last] + source[last], target[last]))

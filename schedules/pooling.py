@@ -167,9 +167,7 @@ class _Pool:
         ]
         return nest.sequence(*parts)
 
-    def _tile(
-        self, n: PrimExpr, c: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run
-    ) -> Stmt:
+    def _tile(self, n: PrimExpr, c: PrimExpr, row: PrimExpr, start: PrimExpr, run: Run) -> Stmt:
         """`run.width` neighbouring outputs of a blocked row."""
         axis, lanes = self.columns, self.lanes
         total = scratch((run.width, lanes), self.dtype, "total")
@@ -235,9 +233,7 @@ class _Pool:
         ]
         return nest.sequence(border(0, low), *vectors, border(high, axis.out - high))
 
-    def _vector(
-        self, n: PrimExpr, c: PrimExpr, row: PrimExpr, start: PrimExpr, width: int
-    ) -> Stmt:
+    def _vector(self, n: PrimExpr, c: PrimExpr, row: PrimExpr, start: PrimExpr, width: int) -> Stmt:
         """`width` neighbouring outputs of a row-major row, whose windows hang over no border."""
         axis = self.columns
         total = scratch((width,), self.dtype, "total")

@@ -96,9 +96,7 @@ def _combine(
     return tirx.const(0, dtype), lambda a, b: a + b
 
 
-def _compute(
-    workload: Workload, source: Layout, target: Layout, traits: TargetTraits
-) -> PrimFunc:
+def _compute(workload: Workload, source: Layout, target: Layout, traits: TargetTraits) -> PrimFunc:
     return _Reduce(workload, source, target, traits).function()
 
 
@@ -138,7 +136,9 @@ class _Reduce:
         """Store the result for the kept coordinates (those of reduced groups are ignored)."""
         if self.op.attr("function") == "mean":
             if self.dtype.startswith("float"):
-                value = value * tirx.const(1 / self.count if self.count else float("nan"), self.dtype)
+                value = value * tirx.const(
+                    1 / self.count if self.count else float("nan"), self.dtype
+                )
             else:
                 value = tirx.truncdiv(value, tirx.const(self.count, self.dtype))
         index = self._index(coordinates)
@@ -256,9 +256,7 @@ class _Reduce:
                     return nest.serial(length, lambda i: step(total, *known, i), "r")
                 return nest.sequence(
                     *[
-                        nest.serial(
-                            runs, lambda r, at=at, n=n: run_of(known, r * n + at, n), "run"
-                        )
+                        nest.serial(runs, lambda r, at=at, n=n: run_of(known, r * n + at, n), "run")
                         for at, runs, n in blocks_of(length, _RUN)
                     ]
                 )

@@ -100,9 +100,7 @@ class _Softmax:
     def row(self, length: int, index: Callable[[PrimExpr], list[PrimExpr]]) -> Stmt:
         """One contiguous slice."""
         largest = RowReduction(self.dtype, self.lanes, lowest(self.dtype), tirx.max)
-        total = RowReduction(
-            self.dtype, self.lanes, tirx.const(0, self.dtype), lambda a, b: a + b
-        )
+        total = RowReduction(self.dtype, self.lanes, tirx.const(0, self.dtype), lambda a, b: a + b)
         kept = scratch((length,), self.dtype, "kept")
 
         def finish(top: PrimExpr) -> Stmt:
@@ -157,9 +155,7 @@ class _Softmax:
 
         def top(i: PrimExpr, x: PrimExpr) -> Stmt:
             # tirx.max keeps its second argument where one is NaN; the sum then is NaN anyway.
-            return nest.write(
-                largest, tirx.max(nest.read(largest, x), self._read(index(i, x))), x
-            )
+            return nest.write(largest, tirx.max(nest.read(largest, x), self._read(index(i, x))), x)
 
         def keep(i: PrimExpr, x: PrimExpr) -> Stmt:
             shifted = self._read(index(i, x)) - nest.read(largest, x)
@@ -196,9 +192,7 @@ class _Softmax:
             over(top),
             over(keep),
             *[
-                nest.serial(
-                    count, lambda r, at=at, run=run: add_run(r * run + at, run), "run"
-                )
+                nest.serial(count, lambda r, at=at, run=run: add_run(r * run + at, run), "run")
                 for at, count, run in blocks_of(length, _RUN)
             ],
             each(factor),

@@ -35,9 +35,7 @@ def merged(shape: Sequence[int], axes: Sequence[int]) -> list[tuple[int, ...]]:
     for axis in axes:
         if shape[axis] == 1:
             continue
-        follows = groups and all(
-            shape[between] == 1 for between in range(groups[-1][-1] + 1, axis)
-        )
+        follows = groups and all(shape[between] == 1 for between in range(groups[-1][-1] + 1, axis))
         if follows and axis > groups[-1][-1]:
             groups[-1].append(axis)
         else:
@@ -121,7 +119,9 @@ class _Squares:
 
                 rest = across - tiles * lanes
                 return nest.sequence(
-                    nest.serial(tiles, lambda t: self._tile(at, t * lanes, start)) if tiles else None,
+                    nest.serial(tiles, lambda t: self._tile(at, t * lanes, start))
+                    if tiles
+                    else None,
                     nest.serial(rest, line, "y") if rest else None,
                 )
 

@@ -131,4 +131,3 @@ def mergeable_groups(shapes: Sequence[Sequence[int]], output: Sequence[int]) -> 
         if size != 1:
             last = pattern(axis)
     return groups
-

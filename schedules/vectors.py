@@ -187,9 +187,7 @@ class RowReduction:
         for u in range((count - done) // lanes):
             at = done + u * lanes
             parts.append(
-                nest.vectorized(
-                    lanes, lambda x, u=u, at=at: self._add(x + u * lanes, term(x + at))
-                )
+                nest.vectorized(lanes, lambda x, u=u, at=at: self._add(x + u * lanes, term(x + at)))
             )
         done += (count - done) // lanes * lanes
         for at, width in remainder(count, done):

@@ -13,6 +13,7 @@ from onnx import (
     TensorProto,
     TypeProto,
     ValueInfoProto,
+    checker,
     defs,
     helper,
     shape_inference,
@@ -193,6 +194,6 @@ def infer_node(
                 hint="Check the given input shapes.",
             ) from error
         return {}
-    except (RuntimeError, ValueError, KeyError):
-        return {}  # missing input types: nothing is known about the outputs
+    except (checker.ValidationError, RuntimeError, ValueError, KeyError):
+        return {}  # missing types or a withdrawn operator: nothing is known about the outputs
     return dict(inferred)

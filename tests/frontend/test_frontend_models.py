@@ -79,12 +79,13 @@ def test_the_dynamic_benchmark_model_with_a_batch_of_two() -> None:
         ("silero_vad", "data/silero_vad.onnx", {**VAD, "input": (1, 288)}, SR8, 1e-4),
         ("silero_vad", "data/silero_vad_16k_sequence.onnx", {"input": (5, 576)}, {}, 1e-4),
         ("magika", "models/standard_v3_3/model.onnx", {"bytes": (2, 2048)}, {}, 1e-4),
-        (
+        pytest.param(
             "rapidocr",
             "models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
             {"x": (1, 3, 48, 64)},
             {},
             1e-4,
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "rapidocr",

@@ -9,7 +9,14 @@ from harness import ALL_TRAITS, AVX512, run_candidate, scheduled, serial_extents
 from schedules import layout_change
 from schedules.interface import PLAIN, Epilogue, Layout, Op, TargetTraits, TensorSig, Workload
 
-SHAPES = [(1, 16, 14, 14), (2, 3, 7, 7), (1, 40, 5, 9), (1, 1, 33, 2), (3, 64, 40), (1, 17, 2, 3, 11)]
+SHAPES = [
+    (1, 16, 14, 14),
+    (2, 3, 7, 7),
+    (1, 40, 5, 9),
+    (1, 1, 33, 2),
+    (3, 64, 40),
+    (1, 17, 2, 3, 11),
+]
 
 
 def workload(shape: tuple[int, ...], dtype: str) -> Workload:

@@ -37,7 +37,14 @@ def reference(kind: str, arrays: list[Array], split: int) -> Array:
 @pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize(
     ("shape", "split"),
-    [((2, 5, 197), 2), ((3, 384), 1), ((3, 7, 120), 2), ((4, 3), 1), ((2, 6, 5, 7), 2), ((9, 77), 0)],
+    [
+        ((2, 5, 197), 2),
+        ((3, 384), 1),
+        ((3, 7, 120), 2),
+        ((4, 3), 1),
+        ((2, 6, 5, 7), 2),
+        ((9, 77), 0),
+    ],
 )
 def test_against_float64(
     shape: tuple[int, ...], split: int, kind: str, traits: TargetTraits

@@ -18,9 +18,7 @@ def workload(
     dtype: str = "float32",
     steps: tuple[Step, ...] = (),
 ) -> Workload:
-    out = tuple(
-        1 if a in axes else d for a, d in enumerate(shape) if keepdims or a not in axes
-    )
+    out = tuple(1 if a in axes else d for a, d in enumerate(shape) if keepdims or a not in axes)
     op = Op(
         "reduce",
         (TensorSig(shape, dtype),),

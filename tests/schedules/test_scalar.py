@@ -292,7 +292,9 @@ def test_long_chains_stay_small() -> None:
     for i in range(12):
         steps.append(Step("mish", (i + 1,)))
     sig = TensorSig((64,))
-    workload = Workload(Op("elementwise", (), sig), Epilogue((sig,), tuple(steps), "float32", (False,)))
+    workload = Workload(
+        Op("elementwise", (), sig), Epilogue((sig,), tuple(steps), "float32", (False,))
+    )
     function = scheduled(elementwise.candidates(workload, AVX512)[0])
     assert str(function).count("T.Let") < 12 * 40
 

@@ -19,7 +19,9 @@ def workload(
 ) -> Workload:
     sig = TensorSig(shape, dtype)
     op = Op(kind, (sig,), sig, (("axis", axis),), (False,))
-    operands = (TensorSig(shape[-1:] if len(shape) == 1 else (*(1 for _ in shape[1:]), shape[-1]), dtype),)
+    operands = (
+        TensorSig(shape[-1:] if len(shape) == 1 else (*(1 for _ in shape[1:]), shape[-1]), dtype),
+    )
     if not steps:
         return Workload(op, Epilogue(dtype=dtype))
     return Workload(op, Epilogue(operands, (Step("multiply", (0, 1)),), dtype, (False,)))

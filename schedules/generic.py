@@ -1,0 +1,136 @@
+"""A schedule for any PrimFunc: whatever TVM's own legalisation produced, run in parallel where safe.
+
+Elementwise producers are inlined; of every remaining block the leading data-parallel loops become one
+parallel loop and a data-parallel innermost loop is vectorised; reductions stay serial. A primitive
+that does not apply is left out: TVM's primitives change nothing when they refuse.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.s_tir.schedule import ScheduleError
+
+from schedules.interface import Schedule, TargetTraits
+from schedules.vectorise import extent, split_vector
+
+_log = logging.getLogger(__name__)
+
+_REFUSALS = (ScheduleError, tvm.error.InternalError, ValueError, TypeError, RuntimeError)
+_SMALLEST_PARALLEL = 2
+_DATA_PARALLEL = tirx.IterVar.DataPar
+
+
+def generic_schedule(sch: Schedule, traits: TargetTraits) -> None:
+    """Schedule "main" of `sch` as well as its blocks allow; never fails."""
+    for block in _blocks(sch):
+        _attempt(lambda block=block: _inline(sch, block))
+    for block in _blocks(sch):
+        _attempt(lambda block=block: _nest(sch, block, traits))
+
+
+def _attempt(step: Callable[[], None]) -> bool:
+    """Whether `step` worked. What it refused is left as it was."""
+    try:
+        step()
+    except _REFUSALS as refusal:
+        _log.debug("generic schedule: %s", str(refusal).splitlines()[-1:])
+        return False
+    return True
+
+
+def _blocks(sch: Schedule) -> list[Any]:
+    """The blocks right under the function's root."""
+    try:
+        return list(sch.get_child_blocks(sch.get_sblock("root", "main")))
+    except _REFUSALS:
+        return []
+
+
+def _kinds(sch: Schedule, block: Any) -> list[int]:
+    return [int(axis.iter_type) for axis in sch.get(block).iter_vars]
+
+
+def _inline(sch: Schedule, block: Any) -> None:
+    """Compute an elementwise block where it is used, unless several reductions would repeat it."""
+    if any(kind != _DATA_PARALLEL for kind in _kinds(sch, block)):
+        return
+    consumers = sch.get_consumers(block)
+    reduced = [any(kind != _DATA_PARALLEL for kind in _kinds(sch, c)) for c in consumers]
+    if sum(reduced) <= 1:
+        sch.compute_inline(block)
+
+
+def _nest(sch: Schedule, block: Any, traits: TargetTraits) -> None:
+    """One parallel loop outside, vectors inside."""
+    loops = list(sch.get_loops(block))
+    kinds = _kinds(sch, block)
+    if not loops or len(loops) != len(kinds) or not _trivial(sch, block, loops):
+        return
+    if kinds[-1] == _DATA_PARALLEL and len(set(kinds)) == 1:
+        innermost = loops.pop()
+        if loops or extent(sch, innermost) < 2 * traits.lanes:
+            _attempt(lambda: _vectorise(sch, innermost, traits.lanes))
+        else:
+            # The only loop: its vectors are what the workers share.
+            outer, inner = sch.split(innermost, [None, traits.lanes])
+            divides = extent(sch, innermost_of(sch, block)) == traits.lanes
+            if divides:
+                _attempt(lambda: sch.vectorize(inner))
+            loops = [outer]
+        kinds = kinds[: len(loops)]
+    spatial = 0
+    while spatial < len(loops) and kinds[spatial] == _DATA_PARALLEL:
+        spatial += 1
+    while spatial:
+        if _attempt(lambda: _parallel(sch, loops[:spatial])):
+            return
+        spatial -= 1
+
+
+def innermost_of(sch: Schedule, block: Any) -> Any:
+    """The innermost loop around a block."""
+    return sch.get_loops(block)[-1]
+
+
+def _vectorise(sch: Schedule, loop: Any, lanes: int) -> None:
+    split_vector(sch, loop, lanes)
+
+
+def _parallel(sch: Schedule, loops: list[Any]) -> None:
+    total = 1
+    for loop in loops:
+        total *= extent(sch, loop)
+    fused = loops[0] if len(loops) == 1 else sch.fuse(*loops)
+    if total >= _SMALLEST_PARALLEL:
+        sch.parallel(fused)
+
+
+def _trivial(sch: Schedule, block: Any, loops: list[Any]) -> bool:
+    """Whether the block's axes are its loops, in order."""
+    realize = _realize(sch, block)
+    if realize is None:
+        return False
+    variables = [sch.get(loop).loop_var for loop in loops]
+    values = list(realize.iter_values)
+    return len(values) == len(variables) and all(
+        isinstance(value, tirx.Var) and value.same_as(variable)
+        for value, variable in zip(values, variables, strict=True)
+    )
+
+
+def _realize(sch: Schedule, block: Any) -> Any:
+    """The statement that realizes a block."""
+    wanted = sch.get(block)
+    found: list[Any] = []
+
+    def visit(node: Any) -> None:
+        if type(node).__name__ == "SBlockRealize" and node.block.same_as(wanted):
+            found.append(node)
+
+    tirx.stmt_functor.post_order_visit(sch.mod["main"].body, visit)
+    return found[0] if found else None
