@@ -8,7 +8,6 @@ standard-normal operands in float32. A row whose scores are all −∞ gives NaN
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +15,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules import nest
+from schedules.attention_softmax import exponentials
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gemm import PEAK_SHARE, traffic
 from schedules.interface import (
@@ -24,7 +24,6 @@ from schedules.interface import (
     Cost,
     PrimExpr,
     PrimFunc,
-    Step,
     TargetTraits,
     Workload,
 )
@@ -37,7 +36,6 @@ from schedules.product import (
     cast,
     ceildiv,
 )
-from schedules.scalar import evaluate
 from schedules.tile import Tile, accumulate, by_vectors, tallest
 from schedules.transposing import copy_panel_transposed
 
@@ -241,84 +239,4 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
 
     return nest.function(
         [*inputs, *operands, output], nest.parallel(batch * heads * rows.chunks, task)
-    )
-
-
-def exponentials(
-    scores: Buffer,
-    share: Buffer,
-    slot: PrimExpr,
-    row: PrimExpr,
-    keys: int,
-    lanes: int,
-    dtype: str,
-) -> Stmt:
-    """scores[slot, row] becomes exp(score − max); share[row] becomes 1 / their sum."""
-    most = nest.buffer((lanes,), dtype, "most", "local")
-    total = nest.buffer((lanes,), dtype, "total", "local")
-    top = nest.buffer((1,), dtype, "top", "local")
-
-    def by_lane(body: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
-        """`body` of (lane, key) for all keys."""
-        whole, rest = divmod(keys, lanes)
-        parts = []
-        if whole:
-            parts.append(
-                nest.serial(
-                    whole,
-                    lambda t: nest.vectorized(lanes, lambda x: body(x, t * lanes + x)),
-                    name="t",
-                )
-            )
-        if rest:
-            parts.append(nest.vectorized(rest, lambda x: body(x, whole * lanes + x)))
-        return nest.sequence(*parts)
-
-    def exponential(x: PrimExpr, t: PrimExpr) -> Stmt:
-        value = nest.read(scores, slot, row, t) - nest.read(top, 0)
-        return nest.write(scores, evaluate(Step("exp", (0,)), [value]), slot, row, t)
-
-    def fold(target: Buffer, combine: Callable[[PrimExpr, PrimExpr], PrimExpr]) -> Stmt:
-        """The lanes of `target` combined in lane 0, by halves."""
-        stmts, live = [], lanes
-        while live > 1:
-            half = live - live // 2
-            stmts.append(halve(target, combine, half, live // 2))
-            live = half
-        return nest.sequence(*stmts)
-
-    def halve(
-        target: Buffer,
-        combine: Callable[[PrimExpr, PrimExpr], PrimExpr],
-        offset: int,
-        count: int,
-    ) -> Stmt:
-        return nest.vectorized(
-            count,
-            lambda x: nest.write(
-                target, combine(nest.read(target, x), nest.read(target, x + offset)), x
-            ),
-        )
-
-    def add(a: PrimExpr, b: PrimExpr) -> PrimExpr:
-        return a + b
-
-    lowest = tirx.const(float("-inf"), dtype)
-    return nest.sequence(
-        nest.allocate(most, total, top),
-        nest.vectorized(lanes, lambda x: nest.write(most, lowest, x)),
-        by_lane(
-            lambda x, t: nest.write(
-                most, tirx.max(nest.read(most, x), nest.read(scores, slot, row, t)), x
-            )
-        ),
-        fold(most, tirx.max),
-        nest.write(top, nest.read(most, 0), 0),
-        by_lane(exponential),
-        nest.vectorized(lanes, lambda x: nest.write(total, tirx.const(0, dtype), x)),
-        by_lane(
-            lambda x, t: nest.write(total, nest.read(total, x) + nest.read(scores, slot, row, t), x)
-        ),
-        fold(total, add),
-        nest.write(share, tirx.const(1, dtype) / nest.read(total, 0), row),
     )

@@ -184,35 +184,51 @@ class RegisterTile:
     rows: int = 1
 
 
-def choose_tile(outputs: int, blocks: int, traits: TargetTraits) -> RegisterTile:
-    """The register tile with the least modelled time for `outputs` positions × `blocks` vectors.
+def tile_time(outputs: int, blocks: int, pixels: int, vectors: int) -> float:
+    """Modelled cycles per step of the reduction for `outputs` positions × `blocks` vectors.
 
-    A step of the reduction costs, in cycles, the largest of: its multiply-adds on two ports, its
-    loads (one per weight vector, one broadcast per position) on two ports, and the latency of four
-    cycles that too few accumulators cannot hide; plus the loop. `vectors` divides `blocks`. The
-    constants were fitted to 1×1 and 3×3 convolutions on AVX-512 and AVX2.
+    A tile costs the largest of: its multiply-adds on two ports, its loads (one per weight vector,
+    one broadcast per position) on two ports, and the latency of four cycles that too few
+    accumulators cannot hide; plus the loop, and its weights' way from L2, which a wide tile goes
+    less often. The constants were fitted to 1×1 and 3×3 convolutions on AVX-512 and AVX2.
     """
 
-    registers = traits.vector_registers
+    def step(width: int) -> float:
+        return max(width * vectors / 2, (1.15 * width + vectors) / 2, 4.0) + 0.75
 
-    def step(pixels: int, vectors: int) -> float:
-        return max(pixels * vectors / 2, (1.15 * pixels + vectors) / 2, 4.0) + 0.75
+    full, rest = divmod(outputs, pixels)
+    time = full * step(pixels) + (step(rest) if rest else 0.0)
+    return time * (blocks / vectors) + ceil_div(outputs, pixels) * blocks * 0.35
 
+
+def choose_tile(outputs: int, blocks: int, traits: TargetTraits) -> RegisterTile:
+    """The register tile with the least modelled time; `vectors` divides `blocks`."""
     best, best_time = RegisterTile(1, 1), float("inf")
     for vectors in range(1, 9):
         if blocks % vectors:
             continue
         for pixels in range(1, outputs + 1):
-            if (pixels + 2) * vectors > registers:
+            if (pixels + 2) * vectors > traits.vector_registers:
                 break
-            full, rest = divmod(outputs, pixels)
-            time = full * step(pixels, vectors) + (step(rest, vectors) if rest else 0.0)
-            time *= blocks // vectors
-            # Weights come from L2: a wide tile reads them less often.
-            time += ceil_div(outputs, pixels) * blocks * 0.35
+            time = tile_time(outputs, blocks, pixels, vectors)
             if time < best_time * 0.999:
                 best, best_time = RegisterTile(pixels, vectors), time
     return best
+
+
+def modelled_share(
+    tile: RegisterTile, outputs: int, filters: int, terms: int, traits: TargetTraits
+) -> float:
+    """Share of peak that the tile reaches: lanes without a filter and short reductions cost.
+
+    `terms` is the length of the reduction; starting and finishing a tile takes as long as about
+    twelve of its steps (measured with 27 to 2048).
+    """
+    blocks = ceil_div(filters, traits.lanes)
+    ideal = outputs * filters / traits.lanes / 2
+    wide, high = tile.pixels * tile.rows, outputs * tile.rows
+    time = tile_time(high, blocks, wide, tile.vectors) / tile.rows
+    return ideal / time * terms / (terms + 12)
 
 
 PerLane = Callable[[PrimExpr, PrimExpr, PrimExpr], PrimExpr]

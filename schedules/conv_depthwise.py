@@ -132,13 +132,14 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     if sum(run.width * columns.taps for run in runs(columns, pixels)) > _MAX_STATEMENTS:
         return ()
     layout = Layout(lanes)
+    taps = conv.kernel[0] * conv.kernel[1]
     operands = operand_layouts(workload.epilogue, workload.output, layout)
     return (
         Candidate(
             name="conv2d.depthwise",
             layouts=(layout, DepthwiseWeights(lanes), *operands),
             output=layout,
-            cost=Cost(2.0 * conv.macs, traffic(workload), 0.35),
+            cost=Cost(2.0 * conv.macs, traffic(workload), 0.65 * taps / (taps + 10)),
             compute=lambda: emit(workload, conv, traits, pixels),
             schedule=as_written,
         ),

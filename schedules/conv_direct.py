@@ -31,6 +31,7 @@ from schedules.conv_common import (
     axes,
     ceil_div,
     choose_tile,
+    modelled_share,
     parse,
     runs,
     traffic,
@@ -57,7 +58,7 @@ _MAX_STATEMENTS = 3000
 class DirectWeights:
     """Weights (O, I, KH, KW) in the order in which the kernel reads them, padded with zeros.
 
-    (O / panel, I / block, KH, KW, block, panel), or (O / panel, I, KW, KH, 1, panel) where `block`
+    (O / panel, I / block, KH, KW, block, panel), or (O / panel, KW, I, KH, 1, panel) where `block`
     is 0 because the image is row-major.
     """
 
@@ -72,7 +73,7 @@ class DirectWeights:
         padded = np.zeros((panels * self.panel, blocks * block, kh, kw), array.dtype)
         padded[:filters, :channels] = array
         split = padded.reshape(panels, self.panel, blocks, block, kh, kw)
-        order = (0, 2, 4, 5, 3, 1) if self.block else (0, 2, 5, 4, 3, 1)
+        order = (0, 2, 4, 5, 3, 1) if self.block else (0, 5, 2, 4, 3, 1)
         return np.ascontiguousarray(split.transpose(order))
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -80,7 +81,7 @@ class DirectWeights:
         filters, channels, kh, kw = shape
         panels = ceil_div(filters, self.panel)
         if not self.block:
-            return (panels, channels, kw, kh, 1, self.panel)
+            return (panels, kw, channels, kh, 1, self.panel)
         return (panels, ceil_div(channels, self.block), kh, kw, self.block, self.panel)
 
 
@@ -184,8 +185,8 @@ class DirectTiles:
             first, count = nest.integer(0), nest.integer(rows.taps)
 
         def step(ic: PrimExpr, kh: PrimExpr, kw: int, ii: PrimExpr) -> Stmt:
-            where = (rows.weight(kh), columns.weight(kw))
-            taps = (*where, ii) if self.block else (*where[::-1], 0)
+            taps = (rows.weight(kh), columns.weight(kw))
+            weight = (ic, *taps, ii) if self.block else (taps[1], ic, taps[0], 0)
 
             low, high = 0, run.width
             if not run.interior:
@@ -197,7 +198,7 @@ class DirectTiles:
                 def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
                     y, column = rows.source(row + i, kh), columns.source(start + p - skip, kw)
                     pixel = self.pixel(n, panel, ic, ii, y, column)
-                    return pixel * nest.read(self.kernel.weights, panel, ic, *taps, v * lanes + x)
+                    return pixel * nest.read(self.kernel.weights, panel, *weight, v * lanes + x)
 
                 return acc.add(term, low + skip, high + skip)
 
@@ -210,22 +211,28 @@ class DirectTiles:
         ]
 
         def block(ic: PrimExpr, inner: int) -> Stmt:
-            if not reach:
-                return tirx.Evaluate(0)
-
-            def vertical(kw: int) -> Stmt:
-                return nest.serial(count, lambda kh: step(ic, first + kh, kw, 0), "kh")
-
             def horizontal(kh: PrimExpr) -> Stmt:
                 return nest.sequence(
                     *[nest.serial(inner, partial(step, ic, first + kh, kw), "ii") for kw in reach]
                 )
 
-            if self.block:
-                return nest.serial(count, horizontal, "kh")
-            # The loop over vertical taps inside keeps LLVM from holding pixels that neighbouring
-            # horizontal taps share in registers, which there are not.
-            return nest.sequence(*map(vertical, reach))
+            return nest.serial(count, horizontal, "kh")
+
+        def plain(kw: int) -> Stmt:
+            # Loops of their own for each horizontal tap: without, LLVM would hold the pixels that
+            # neighbouring taps share in registers, which there are not. One loop over channels and
+            # vertical taps, where two would be too short.
+            if rows.taps > 4:
+                return nest.serial(
+                    self.channels,
+                    lambda ic: nest.serial(count, lambda kh: step(ic, first + kh, kw, 0), "kh"),
+                    "ic",
+                )
+
+            def pair(j: PrimExpr) -> Stmt:
+                return step(tirx.truncdiv(j, count), first + tirx.truncmod(j, count), kw, 0)
+
+            return nest.serial(count * self.channels, pair, "j")
 
         def write(i: int) -> Stmt:
             skip = i * run.width
@@ -236,7 +243,12 @@ class DirectTiles:
 
             return acc.each(element, skip, skip + run.width)
 
-        reduction = over_channels(self.channels, self.block, block)
+        if not reach:
+            reduction = tirx.Evaluate(0)
+        elif self.block:
+            reduction = over_channels(self.channels, self.block, block)
+        else:
+            reduction = nest.sequence(*map(plain, reach))
         return nest.sequence(acc.start(), reduction, *map(write, range(height)))
 
     def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, height: int = 1) -> Stmt:
@@ -301,11 +313,6 @@ def too_many_statements(axis: Axis, tile: RegisterTile, copies: int = 1) -> bool
     return code * copies > _MAX_STATEMENTS
 
 
-def efficiency(conv: Conv, cut: DirectPlan, traits: TargetTraits) -> float:
-    """Share of peak measured for kernels of this shape."""
-    return 0.85
-
-
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Direct convolutions for a conv2d with one group; a narrow input may be row-major."""
     conv = parse(workload)
@@ -318,7 +325,9 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     sources = [Layout(lanes)] if conv.channels > 4 else []
     if conv.channels < 2 * lanes:
         sources.append(PLAIN)
-    cost = Cost(2.0 * conv.macs, traffic(workload), efficiency(conv, cut, traits))
+    terms = conv.channels * conv.kernel[0] * conv.kernel[1]
+    share = modelled_share(cut.tile, conv.out_width, conv.filters, terms, traits)
+    cost = Cost(2.0 * conv.macs, traffic(workload), share)
     operands = operand_layouts(workload.epilogue, workload.output, Layout(lanes))
     return tuple(
         Candidate(

@@ -107,7 +107,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     if conv is None:
         return ()
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
-    flops = 2.0 * conv.macs
+    flops, share = 2.0 * conv.macs, 0.08 if conv.strides == (1, 1) else 0.03
     if transposed:
         flops /= conv.strides[0] * conv.strides[1]
     return (
@@ -115,7 +115,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
             name=f"{workload.op.kind}.rows",
             layouts=(PLAIN, PLAIN, *operands),
             output=PLAIN,
-            cost=Cost(flops, traffic(workload), 0.08),
+            cost=Cost(flops, traffic(workload), share),
             compute=lambda: emit(workload, conv, traits, transposed),
             schedule=as_written,
         ),

@@ -28,6 +28,7 @@ from schedules.conv_common import (
     axes,
     ceil_div,
     choose_tile,
+    modelled_share,
     parse,
     runs,
     traffic,
@@ -239,12 +240,14 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         tile = choose_tile(conv.out_width, filters // lanes, traits)
         if too_many_statements(axes(conv)[1], tile):
             return ()
+        terms = conv.channels // conv.groups * conv.kernel[0] * conv.kernel[1]
+        share = modelled_share(tile, conv.out_width, filters, terms, traits)
         return (
             Candidate(
                 name="conv2d.grouped",
                 layouts=(layout, DirectWeights(lanes * tile.vectors, lanes), *operands),
                 output=layout,
-                cost=Cost(flops, moved, 0.7),
+                cost=Cost(flops, moved, share),
                 compute=lambda: emit_whole(workload, conv, traits, tile),
                 schedule=as_written,
             ),
@@ -254,7 +257,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
             name="conv2d.grouped[gathered]",
             layouts=(layout, GatheredWeights(lanes), *operands),
             output=layout,
-            cost=Cost(flops, moved, 0.12),
+            cost=Cost(flops, moved, 0.15),
             compute=lambda: _Gathered(workload, conv, traits).function(),
             schedule=as_written,
         ),

@@ -16,6 +16,7 @@ from schedules.conv_common import (
     Conv,
     ceil_div,
     choose_tile,
+    modelled_share,
     parse,
     traffic,
 )
@@ -100,12 +101,14 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     cut = plan(conv, traits)
     layout = Layout(lanes)
     operands = operand_layouts(workload.epilogue, workload.output, layout)
+    pixels = conv.out_height * conv.out_width
+    share = modelled_share(cut.tile, pixels, conv.filters, conv.channels, traits)
     return (
         Candidate(
             name="conv2d.pointwise",
             layouts=(layout, DirectWeights(lanes * cut.tile.vectors, lanes), *operands),
             output=layout,
-            cost=Cost(2.0 * conv.macs, traffic(workload), 0.85),
+            cost=Cost(2.0 * conv.macs, traffic(workload), share),
             compute=lambda: emit(workload, conv, traits, cut),
             schedule=as_written,
         ),

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from schedules import nest
-from schedules.conv_common import Axis, Conv, RegisterTile, ceil_div, choose_tile, parse, traffic
+from schedules.conv_common import (
+    Axis,
+    Conv,
+    RegisterTile,
+    ceil_div,
+    choose_tile,
+    modelled_share,
+    parse,
+    traffic,
+)
 from schedules.conv_direct import DirectTiles, DirectWeights, too_many_statements
 from schedules.conv_loops import Kernel, parallel_grid
 from schedules.epilogue import operand_layouts
@@ -120,13 +129,14 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     operands = operand_layouts(workload.epilogue, workload.output, layout)
     macs = conv.batch * conv.channels * conv.height * conv.width
     macs *= conv.filters * conv.kernel[0] * conv.kernel[1]
-    share = conv.filters / (ceil_div(conv.filters, lanes) * lanes)
+    terms = conv.channels * max(axis.taps for axis in columns)
+    share = modelled_share(tile, columns[0].out, conv.filters, terms, traits)
     return (
         Candidate(
             name="conv2d_transpose.phases",
             layouts=(layout, TransposedWeights(lanes * tile.vectors, lanes), *operands),
             output=layout,
-            cost=Cost(2.0 * macs, traffic(workload), 0.7 * share),
+            cost=Cost(2.0 * macs, traffic(workload), share),
             compute=lambda: emit(workload, conv, traits, tile),
             schedule=as_written,
         ),

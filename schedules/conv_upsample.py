@@ -136,7 +136,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
             name="conv2d_transpose.pixels",
             layouts=(Layout(lanes), UpsampleWeights(lanes), *operands),
             output=PLAIN,
-            cost=Cost(2.0 * macs, traffic(workload), 0.5 * outputs / (vectors * lanes)),
+            cost=Cost(2.0 * macs, traffic(workload), 0.3 * outputs / (vectors * lanes)),
             compute=lambda: emit(workload, conv, traits, tile),
             schedule=as_written,
         ),

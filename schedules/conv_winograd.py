@@ -334,12 +334,15 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         size = (m + 2) ** 2
         products = 2.0 * conv.batch * high * wide * size * conv.channels * conv.filters
         weights = 4.0 * size * conv.channels * conv.filters
+        # Fitted: the transforms take as long as the products of 14 more channels and filters do.
+        fill = conv.filters / (ceil_div(conv.filters, traits.lanes) * traits.lanes)
+        share = 0.85 * fill / (1 + 14 * (1 / conv.channels + 1 / conv.filters))
         moved = sum(sig.nbytes for i, sig in enumerate(workload.inputs) if i != 1) + weights
         return Candidate(
             name=f"conv2d.winograd{m}",
             layouts=(layout, WinogradWeights(m, traits.lanes * cut.tile.vectors), *operands),
             output=layout,
-            cost=Cost(products, moved + workload.output.nbytes, 0.7),
+            cost=Cost(products, moved + workload.output.nbytes, share),
             compute=lambda: emit(workload, conv, traits, cut),
             schedule=as_written,
         )

@@ -29,7 +29,7 @@ from schedules.product import (
     ceildiv,
     problem_of,
 )
-from schedules.tile import tallest
+from schedules.tile import fold, tallest
 
 FEW_ROWS = 4
 
@@ -130,14 +130,9 @@ def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
 
         def finish(i: PrimExpr, j: PrimExpr) -> Stmt:
             """Add the lanes by halves, then the products past the last whole vector."""
-            stmts = [
-                nest.vectorized(lanes, lambda x: nest.write(sums, nest.read(acc, i, j, x), i, j, x))
-            ]
-            live = lanes
-            while live > 1:
-                half = live - live // 2
-                stmts.append(fold(i, j, half, live // 2))
-                live = half
+            copied = nest.vectorized(
+                lanes, lambda x: nest.write(sums, nest.read(acc, i, j, x), i, j, x)
+            )
             tail = [
                 nest.write(
                     sums,
@@ -152,15 +147,8 @@ def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
             value = cast(nest.read(sums, i, j, 0), op.output.dtype)
             reads = [nest.reader(x) for x in operands]
             result = apply_epilogue(workload, value, reads, PLAIN, index)
-            return nest.sequence(*stmts, *tail, nest.write(output, result, *index))
-
-        def fold(i: PrimExpr, j: PrimExpr, offset: int, count: int) -> Stmt:
-            return nest.vectorized(
-                count,
-                lambda x: nest.write(
-                    sums, nest.read(sums, i, j, x) + nest.read(sums, i, j, x + offset), i, j, x
-                ),
-            )
+            folded = fold(sums, (i, j), lanes, lambda x, y: x + y)
+            return nest.sequence(copied, folded, *tail, nest.write(output, result, *index))
 
         return nest.sequence(
             nest.allocate(sums, acc),

@@ -1,7 +1,7 @@
-"""A schedule for any PrimFunc: whatever TVM's own legalisation produced, run in parallel where safe.
+"""A schedule for any PrimFunc, such as TVM's legalisation makes: parallel where that is safe.
 
-Elementwise producers are inlined; of every remaining block the leading data-parallel loops become one
-parallel loop and a data-parallel innermost loop is vectorised; reductions stay serial. A primitive
+Elementwise producers are inlined; of every remaining block the leading data-parallel loops become
+one parallel loop and a data-parallel innermost loop is vectorised; reductions stay serial. A primitive
 that does not apply is left out: TVM's primitives change nothing when they refuse.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
 from schedules.interface import Schedule, TargetTraits
@@ -28,9 +29,9 @@ _DATA_PARALLEL = tirx.IterVar.DataPar
 def generic_schedule(sch: Schedule, traits: TargetTraits) -> None:
     """Schedule "main" of `sch` as well as its blocks allow; never fails."""
     for block in _blocks(sch):
-        _attempt(lambda block=block: _inline(sch, block))
+        _attempt(partial(_inline, sch, block))
     for block in _blocks(sch):
-        _attempt(lambda block=block: _nest(sch, block, traits))
+        _attempt(partial(_nest, sch, block, traits))
 
 
 def _attempt(step: Callable[[], None]) -> bool:
@@ -87,7 +88,7 @@ def _nest(sch: Schedule, block: Any, traits: TargetTraits) -> None:
     while spatial < len(loops) and kinds[spatial] == _DATA_PARALLEL:
         spatial += 1
     while spatial:
-        if _attempt(lambda: _parallel(sch, loops[:spatial])):
+        if _attempt(partial(_parallel, sch, loops[:spatial])):
             return
         spatial -= 1
 
@@ -124,13 +125,16 @@ def _trivial(sch: Schedule, block: Any, loops: list[Any]) -> bool:
 
 
 def _realize(sch: Schedule, block: Any) -> Any:
-    """The statement that realizes a block."""
+    """The statement that realizes a block right under the function's root."""
     wanted = sch.get(block)
-    found: list[Any] = []
-
-    def visit(node: Any) -> None:
-        if type(node).__name__ == "SBlockRealize" and node.block.same_as(wanted):
-            found.append(node)
-
-    tirx.stmt_functor.post_order_visit(sch.mod["main"].body, visit)
-    return found[0] if found else None
+    pending = [sch.mod["main"].body.block.body]
+    while pending:
+        statement = pending.pop()
+        if isinstance(statement, s_tir.SBlockRealize):
+            if statement.block.same_as(wanted):
+                return statement
+        elif isinstance(statement, tirx.SeqStmt):
+            pending.extend(statement.seq)
+        elif isinstance(statement, (tirx.For, tirx.AttrStmt)):
+            pending.append(statement.body)
+    return None

@@ -155,7 +155,7 @@ class _Change:
                 return nest.write(self.result, zero, *at)
 
             parts = [
-                nest.vectorized(width, lambda x, at=at: copy(x + at))
+                nest.vectorized(width, lambda x, at=at: copy(x + at))  # type: ignore[misc]
                 for at, width in remainder(valid, 0)
             ]
             if valid < self.block:
@@ -194,7 +194,7 @@ class _Change:
             load.append(
                 nest.vectorized(
                     lanes,
-                    lambda x, i=i, missing=missing: nest.write(
+                    lambda x, i=i, missing=missing: nest.write(  # type: ignore[misc]
                         before,
                         zero if missing else nest.read(self.given, *index(i, x)),
                         x + i * lanes,
@@ -205,7 +205,7 @@ class _Change:
         store = [
             nest.vectorized(
                 lanes,
-                lambda x, i=i: nest.write(
+                lambda x, i=i: nest.write(  # type: ignore[misc]
                     self.result, nest.read(after, x + i * lanes), *index_out(i, x)
                 ),
             )

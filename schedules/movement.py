@@ -79,7 +79,7 @@ def rows(
     split: int,
     value: Callable[[Index], PrimExpr],
 ) -> list[Stmt]:
-    """Nests that store value(index) for all of the output: rows by axes < split, runs over the rest.
+    """Nests that store value(index) for all of the output: rows by axes < split, runs of the rest.
 
     An epilogue whose operands are broadcast along leading axes of the run moves the split inwards,
     so that no vector divides its index.

@@ -70,7 +70,15 @@ class _Pool:
         dilation = op.attr("dilation")
         shape, out = op.inputs[0].shape, op.output.shape
         self.rows, self.columns = (
-            Axis(shape[2 + i], out[2 + i], kernel[i], strides[i], *padding[i::2], dilation[i])
+            Axis(
+                shape[2 + i],
+                out[2 + i],
+                kernel[i],
+                strides[i],
+                padding[i],
+                padding[2 + i],
+                dilation[i],
+            )
             for i in (0, 1)
         )
         self.largest = op.kind == "max_pool2d"
@@ -160,7 +168,7 @@ class _Pool:
         parts = [
             nest.serial(
                 run.count,
-                lambda t, run=run: self._tile(n, c, row, run.start + t * run.width, run),
+                lambda t, run=run: self._tile(n, c, row, run.start + t * run.width, run),  # type: ignore[misc]
                 "wt",
             )
             for run in runs(axis, min(_PIXELS, axis.out))
@@ -224,7 +232,7 @@ class _Pool:
         vectors = [
             nest.serial(
                 count,
-                lambda v, at=at, width=width: self._vector(
+                lambda v, at=at, width=width: self._vector(  # type: ignore[misc]
                     n, c, row, v * width + (at + low), width
                 ),
                 "wt",

@@ -2,8 +2,8 @@
 
 Adjacent kept or reduced axes are merged first. Where the innermost group is reduced, each row goes
 into several vectors of partial results; where it is kept, vectors of results run over it and the
-reduced groups are loops. Sums of float16 are kept in float32; partial sums in at least one vector of
-accumulators keep the error against float64 below 1e-6 of the sum of magnitudes for rows up to 10⁵.
+reduced groups are loops. Sums of float16 are kept in float32; the error of sums against float64 is
+below 1e-6 of the sum of magnitudes for rows up to 10⁵.
 max and min give NaN where an element is NaN.
 """
 
@@ -228,7 +228,7 @@ class _Reduce:
                 for at, vectors, width in blocks_of(size, self.lanes):
                     for v in range(vectors):
                         first = at + v * width
-                        parts.append(nest.vectorized(width, lambda x, f=first: body(x + f)))
+                        parts.append(nest.vectorized(width, lambda x, f=first: body(x + f)))  # type: ignore[misc]
                 return nest.sequence(*parts)
 
             part = scratch((size,), self.dtype, "part")
@@ -256,7 +256,7 @@ class _Reduce:
                     return nest.serial(length, lambda i: step(total, *known, i), "r")
                 return nest.sequence(
                     *[
-                        nest.serial(runs, lambda r, at=at, n=n: run_of(known, r * n + at, n), "run")
+                        nest.serial(runs, lambda r, at=at, n=n: run_of(known, r * n + at, n), "run")  # type: ignore[misc]
                         for at, runs, n in blocks_of(length, _RUN)
                     ]
                 )

@@ -11,6 +11,7 @@ from schedules import (
     conv_grouped,
     conv_pointwise,
     conv_transposed,
+    conv_upsample,
     conv_winograd,
     elementwise,
     gemm,
@@ -22,6 +23,7 @@ from schedules import (
     reduce,
     resize,
     softmax,
+    transpose,
 )
 from schedules.interface import Family
 
@@ -32,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     conv_depthwise.candidates,
     conv_grouped.candidates,
     conv_transposed.candidates,
+    conv_upsample.candidates,
     conv_generic.candidates,
     gemm.candidates,
     gemv.candidates,
@@ -44,5 +47,6 @@ FAMILIES: tuple[Family, ...] = (
     pooling.candidates,
     resize.candidates,
     movement.candidates,
+    transpose.candidates,
     elementwise.candidates,
 )

@@ -330,7 +330,7 @@ def _power(a: PrimExpr, b: PrimExpr) -> PrimExpr:
 
 def _equal(a: PrimExpr, b: PrimExpr) -> PrimExpr:
     # LLVM code generation has no comparison of bools.
-    return tirx.Not(_exclusive_or(a, b)) if dtype_of(a) == "bool" else a == b
+    return tirx.Not(_exclusive_or(a, b)) if dtype_of(a) == "bool" else tirx.EQ(a, b)
 
 
 def _not_equal(a: PrimExpr, b: PrimExpr) -> PrimExpr:
@@ -339,7 +339,7 @@ def _not_equal(a: PrimExpr, b: PrimExpr) -> PrimExpr:
     # TVM's != is false for NaN.
     if _is_float(a):
         return tirx.any(a < b, a > b, is_nan(a), is_nan(b))
-    return a != b
+    return tirx.NE(a, b)
 
 
 def _shift(shift: Callable[..., PrimExpr]) -> Callable[[PrimExpr, PrimExpr], PrimExpr]:

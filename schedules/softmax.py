@@ -2,8 +2,8 @@
 
 Three passes over a slice that stays in cache: its maximum, the exponentials (kept in scratch) and
 their sum, the scaling with the epilogue. Along the last axis vectors run over the slice; along
-another axis over neighbouring slices. Sums are kept in several vectors: the error of softmax against
-float64 is below 1e-6 of the largest output; of log_softmax below 1e-6 of the largest magnitude.
+another axis over neighbouring slices. The error against float64 is below 1e-6 of the largest
+magnitude of the output.
 A slice that is all −inf, or holds NaN or +inf, gives NaN, as the definition does.
 """
 
@@ -192,7 +192,7 @@ class _Softmax:
             over(top),
             over(keep),
             *[
-                nest.serial(count, lambda r, at=at, run=run: add_run(r * run + at, run), "run")
+                nest.serial(count, lambda r, at=at, run=run: add_run(r * run + at, run), "run")  # type: ignore[misc]
                 for at, count, run in blocks_of(length, _RUN)
             ],
             each(factor),

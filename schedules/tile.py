@@ -105,6 +105,33 @@ def by_vectors(columns: int, lanes: int, body: Callable[[PrimExpr], Stmt]) -> St
     )
 
 
+def fold(
+    target: Buffer,
+    index: tuple[PrimExpr, ...],
+    lanes: int,
+    combine: Callable[[PrimExpr, PrimExpr], PrimExpr],
+) -> Stmt:
+    """target[*index, 0] = the first `lanes` elements at `index` combined, by halves."""
+
+    def halve(offset: int, count: int) -> Stmt:
+        return nest.vectorized(
+            count,
+            lambda x: nest.write(
+                target,
+                combine(nest.read(target, *index, x), nest.read(target, *index, x + offset)),
+                *index,
+                x,
+            ),
+        )
+
+    stmts, live = [], lanes
+    while live > 1:
+        half = live - live // 2
+        stmts.append(halve(half, live // 2))
+        live = half
+    return nest.sequence(*stmts)
+
+
 def tallest(vectors: int, traits: TargetTraits) -> int:
     """Rows of the largest tile that leaves registers for one row of b and one element of a."""
     return max(1, (traits.vector_registers - vectors - 1) // vectors)

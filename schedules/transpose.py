@@ -7,7 +7,7 @@ vectors (layout_change.transpose_square); what is left over goes element by elem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 
@@ -19,6 +19,8 @@ from schedules.layout_change import transpose_square
 from schedules.movement import rows
 from schedules.nest import Buffer, Stmt
 from schedules.vectors import Frame, candidate, parallel_grid
+
+Place = Callable[[PrimExpr, PrimExpr], list[PrimExpr]]
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -134,7 +136,7 @@ class _Squares:
 
         return parallel_grid([*(self.sizes[i] for i in others), strips], strip)
 
-    def _tile(self, at: object, top: PrimExpr, left: PrimExpr) -> Stmt:
+    def _tile(self, at: Place, top: PrimExpr, left: PrimExpr) -> Stmt:
         lanes = self.lanes
         before: Buffer = nest.buffer((lanes * lanes,), self.dtype, "before", "local")
         after: Buffer = nest.buffer((lanes * lanes,), self.dtype, "after", "local")
@@ -143,7 +145,7 @@ class _Squares:
             load.append(
                 nest.vectorized(
                     lanes,
-                    lambda x, i=i: nest.write(
+                    lambda x, i=i: nest.write(  # type: ignore[misc]
                         before, self._copy(at(top + x, left + i))[0], x + i * lanes
                     ),
                 )
@@ -151,7 +153,7 @@ class _Squares:
             store.append(
                 nest.vectorized(
                     lanes,
-                    lambda x, j=i: self.frame.finish(
+                    lambda x, j=i: self.frame.finish(  # type: ignore[misc]
                         nest.read(after, x + j * lanes), self._copy(at(top + j, left + x))[1]
                     ),
                 )

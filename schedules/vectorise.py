@@ -1,4 +1,4 @@
-"""Shared loop transformations of memory-bound kernels: vectors with remainders, even parallel shares.
+"""Loop transformations of memory-bound kernels: vectors with remainders, even parallel shares.
 
 A loop whose extent is no multiple of the vector is split with a predicate, and marked so that
 TVM's loop partitioning separates full vectors from the predicated remainder.
@@ -7,12 +7,13 @@ TVM's loop partitioning separates full vectors from the predicated remainder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from schedules.interface import Schedule, TargetTraits
 
-Loop = object
+Loop = Any
 
 PARALLEL_ITERATIONS = 16
 """Iterations of a parallel loop that give few workers even shares."""

@@ -1,4 +1,4 @@
-"""Parts of hand-written memory-bound kernels: their buffers, vector loops with remainders, row sums."""
+"""Parts of hand-written memory-bound kernels: buffers, vector loops with remainders, row sums."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def over_vectors(
         )
         done += rest * lanes
     for at, width in remainder(count, done):
-        parts.append(nest.vectorized(width, lambda x, at=at: body(x + at)))
+        parts.append(nest.vectorized(width, lambda x, at=at: body(x + at)))  # type: ignore[misc]
     return nest.sequence(*parts) if parts else None
 
 
@@ -187,11 +187,11 @@ class RowReduction:
         for u in range((count - done) // lanes):
             at = done + u * lanes
             parts.append(
-                nest.vectorized(lanes, lambda x, u=u, at=at: self._add(x + u * lanes, term(x + at)))
+                nest.vectorized(lanes, lambda x, u=u, at=at: self._add(x + u * lanes, term(x + at)))  # type: ignore[misc]
             )
         done += (count - done) // lanes * lanes
         for at, width in remainder(count, done):
-            parts.append(nest.vectorized(width, lambda x, at=at: self._add(x + 0, term(x + at))))
+            parts.append(nest.vectorized(width, lambda x, at=at: self._add(x + 0, term(x + at))))  # type: ignore[misc]
         return nest.sequence(*parts) if parts else None
 
     def finish(self) -> Stmt:
@@ -204,7 +204,7 @@ class RowReduction:
                 steps.append(
                     nest.vectorized(
                         vector,
-                        lambda x, at=at, w=width: nest.write(
+                        lambda x, at=at, w=width: nest.write(  # type: ignore[misc]
                             self._partial,
                             self.combine(
                                 nest.read(self._partial, x + at),

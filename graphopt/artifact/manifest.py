@@ -16,7 +16,7 @@ SCHEMA = 1
 """Version of the manifest. A reader refuses every other one."""
 
 ABI = 1
-"""Version of the context that a module's `run` and `serve` take (runtime/workspace.py)."""
+"""Version of the context that a module's `run` and `serve` take (codegen/abi.py)."""
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ def _team(plan: Plan, kernels: Mapping[str, Any], arch: str) -> Any:
     for index, call in enumerate(plan.calls):
         arguments = [_address(ctx, plan, plan.buffers[i]) for i in call.args]
         body.append(_call(ctx, task, kernels[call.kernel], arguments, call))
-        body.append(_extern("void", "graphopt_barrier", _slot(ctx, abi.BARRIER), tasks))
+        following = plan.calls[index + 1 : index + 2]
+        # What one worker runs alone needs no barrier before more that it runs alone.
+        if not (call.serial and following and following[0].serial):
+            body.append(_extern("void", "graphopt_barrier", _slot(ctx, abi.BARRIER), tasks))
         body.append(_stamp(ctx, task, index + 1))
     return tirx.PrimFunc([ctx, task], _import(arch, sequence(body)), ret_type=None)
 

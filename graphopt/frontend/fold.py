@@ -27,7 +27,7 @@ class Folder:
     Attributes after run(): `nodes` that remain, `constants` and `types` by value name.
     """
 
-    def __init__(self, model: OnnxModel, constants: Mapping[str, Array]) -> None:
+    def __init__(self, model: OnnxModel, weights: Mapping[str, TensorProto]) -> None:
         self.model = model
         graph = model.proto.graph
         self.opsets = {
@@ -35,9 +35,7 @@ class Folder:
             for opset in model.proto.opset_import
         }
         self.nodes: list[NodeProto] = []
-        self.constants: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
-        for name, array in constants.items():
-            self.constants[name] = numpy_helper.from_array(array, name)
+        self.constants: dict[str, TensorProto] = dict(weights)
         self.types: dict[str, TypeProto] = {value.name: value.type for value in graph.input}
         self.types.update({name: tensor_type(t) for name, t in self.constants.items()})
         self._small: dict[str, TensorProto] = {}

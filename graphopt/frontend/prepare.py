@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, ValueInfoProto, helper, numpy_helper, version_converter
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, version_converter
 
 from graphopt.errors import ModelError, OptionError
 from graphopt.frontend.fold import Folder, captured, live_nodes, sparse_array
@@ -53,16 +53,16 @@ def prepare(
         ModelError: the model is invalid, or the shapes do not fit it.
         OptionError: `shapes` or `constants` do not fit the model's inputs.
     """
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    _check(proto)
+    _check(model.proto)
+    source = OnnxModel(_upgraded(model.proto), model.base_dir)
+    proto = _without_weights(source.proto)
     assign_ids(proto)
-    proto = _upgraded(proto)
     inline_functions(proto)
-    _densify(OnnxModel(proto, model.base_dir))
-    values = _bind_constants(proto, constants or {})
+    weights = {tensor.name: tensor for tensor in source.proto.graph.initializer}
+    weights.update(_dense(source))
+    weights.update(_bind_constants(proto, constants or {}))
     bind_shapes(proto, shapes or {})
-    folder = Folder(OnnxModel(proto, model.base_dir), values)
+    folder = Folder(OnnxModel(proto, model.base_dir), weights)
     folder.run()
     return OnnxModel(_rebuilt(proto, folder), model.base_dir)
 
@@ -125,30 +125,47 @@ def _upgraded(proto: ModelProto) -> ModelProto:
     version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
     if version is None or version >= _OLDEST_OPSET:
         return proto
+    named = ModelProto()
+    named.CopyFrom(proto)
+    assign_ids(named)
     try:
-        converted = version_converter.convert_version(proto, _UPGRADE_TO)
+        return version_converter.convert_version(named, _UPGRADE_TO)
     except Exception as error:  # it raises several unrelated types, RuntimeError among them
         logger.warning("operator set %d could not be upgraded: %s", version, error)
         return proto
-    assign_ids(converted)  # nodes that the conversion added have no name yet
-    return converted
 
 
-def _densify(model: OnnxModel) -> None:
-    graph = model.proto.graph
-    for sparse in graph.sparse_initializer:
-        graph.initializer.append(
-            numpy_helper.from_array(sparse_array(sparse, model), sparse.values.name)
-        )
-    del graph.sparse_initializer[:]
+def _without_weights(proto: ModelProto) -> ModelProto:
+    """A copy whose graph has no initializers, which may be large and are passed on uncopied.
 
-
-def _bind_constants(proto: ModelProto, constants: Mapping[str, Array]) -> dict[str, Array]:
-    """Remove the bound inputs from the graph; return their checked values.
-
-    Inputs that have an initializer (old models list all weights as inputs) are removed as well:
-    they are compiled in.
+    Inputs that have an initializer (old models list all weights as inputs) are left out: they are
+    compiled in.
     """
+    copy = ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+        metadata_props=proto.metadata_props,
+        functions=proto.functions,
+    )
+    graph = copy.graph
+    graph.name, graph.doc_string = proto.graph.name, proto.graph.doc_string
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(graph_inputs(proto.graph))
+    graph.output.extend(proto.graph.output)
+    return copy
+
+
+def _dense(model: OnnxModel) -> dict[str, TensorProto]:
+    return {
+        sparse.values.name: numpy_helper.from_array(sparse_array(sparse, model), sparse.values.name)
+        for sparse in model.proto.graph.sparse_initializer
+    }
+
+
+def _bind_constants(proto: ModelProto, constants: Mapping[str, Array]) -> dict[str, TensorProto]:
+    """Remove the bound inputs from the graph; return their checked values."""
     inputs = {value.name: value for value in graph_inputs(proto.graph)}
     values = {}
     for name, given in constants.items():
@@ -179,7 +196,7 @@ def _bind_constants(proto: ModelProto, constants: Mapping[str, Array]) -> dict[s
                     f"its constant has {array.ndim}.",
                 )
             array = array.reshape((1,) * len(kind.shape.dim))
-        values[name] = array
+        values[name] = numpy_helper.from_array(array, name)
     kept = [v for name, v in inputs.items() if name not in values]
     copies = [ValueInfoProto.FromString(v.SerializeToString()) for v in kept]
     del proto.graph.input[:]
@@ -196,7 +213,15 @@ def _rebuilt(proto: ModelProto, folder: Folder) -> ModelProto:
         used.update(node.input)
         for inner in subgraphs(node):
             used |= captured(inner)
-    result = GraphProto(name=graph.name, doc_string=graph.doc_string)
+    rebuilt = ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+        metadata_props=proto.metadata_props,
+    )
+    result = rebuilt.graph
+    result.name, result.doc_string = graph.name, graph.doc_string
     result.node.extend(nodes)
     result.input.extend(graph.input)
     result.initializer.extend(t for name, t in folder.constants.items() if name in used)
@@ -208,12 +233,4 @@ def _rebuilt(proto: ModelProto, folder: Folder) -> ModelProto:
         for name in node.output:
             if name and name not in known and name in folder.types:
                 result.value_info.append(ValueInfoProto(name=name, type=folder.types[name]))
-    rebuilt = ModelProto(
-        ir_version=proto.ir_version,
-        opset_import=proto.opset_import,
-        producer_name=proto.producer_name,
-        producer_version=proto.producer_version,
-        metadata_props=proto.metadata_props,
-    )
-    rebuilt.graph.CopyFrom(result)
     return rebuilt

@@ -70,6 +70,7 @@ class _Emitter:
     target: Any
     pool: WeightPool
     copy: Any
+    share: bool
     kernels: dict[str, Kernel] = field(default_factory=dict)
     names: dict[Any, str] = field(default_factory=dict)
     memories: list[_Memory] = field(default_factory=list)
@@ -175,7 +176,7 @@ class _Emitter:
         nodes: tuple[str, ...],
     ) -> None:
         name = self.kernel(candidate, workload, nodes)
-        serial = is_serial(candidate.cost, self.traits)
+        serial = not self.share or is_serial(candidate.cost, self.traits)
         arguments = [*inputs, *outputs]
         for workspace in self.kernels[name].workspaces:
             workers = 1 if workspace.shared or serial else self.traits.threads
@@ -226,6 +227,7 @@ def emit(
     target: Any,
     pool: WeightPool,
     copy: Any,
+    share: bool,
 ) -> Emitted:
     """The plan and kernels of a network.
 
@@ -234,8 +236,9 @@ def emit(
         pool: receives the packed constants; shared by the programs of one model.
         copy: makes a candidate that copies a tensor of a given workload, for outputs that are
             inputs, constants or other outputs.
+        share: whether workers share the larger kernels; otherwise one runs them all.
     """
-    emitter = _Emitter(dataflow, alias_table(entries), traits, target, pool, copy)
+    emitter = _Emitter(dataflow, alias_table(entries), traits, target, pool, copy, share)
     for index, (_, value) in enumerate(dataflow.inputs):
         emitter.made[value] = PLAIN
         nbytes = dataflow.values[value].nbytes

@@ -11,6 +11,7 @@ from graphopt.lowering.choose import choose_candidates
 from graphopt.lowering.emit import Emitted, emit
 from graphopt.lowering.groups import Group, form_groups
 from graphopt.lowering.legalised import legalised_candidate
+from graphopt.lowering.prices import SMALL_PROGRAM_SECONDS, single_core_seconds
 from graphopt.lowering.read import read_dataflow
 from graphopt.lowering.weights import WeightPool
 from schedules.interface import Candidate, TargetTraits, Workload
@@ -59,10 +60,13 @@ def lower_graph(
         candidates[index] = found[key]
     chosen = choose_candidates(dataflow, entries, candidates, traits, options.weight_limit)
 
+    alone = sum(single_core_seconds(candidate.cost, traits) for candidate in chosen.values())
+
     def copy(workload: Workload) -> Candidate:
         return _offers(workload, traits, options)[0]
 
-    emitted = emit(dataflow, entries, chosen, traits, target, pool, copy)
+    share = alone > SMALL_PROGRAM_SECONDS
+    emitted = emit(dataflow, entries, chosen, traits, target, pool, copy, share)
     constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
     return Lowered(emitted, len(dataflow.operations), len(chosen), constant_bytes)
 

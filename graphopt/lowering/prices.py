@@ -27,6 +27,10 @@ def single_core_seconds(cost: Cost, traits: TargetTraits) -> float:
     return max(compute, cost.bytes / BANDWIDTH)
 
 
+SMALL_PROGRAM_SECONDS = 150e-6
+"""A program shorter than this on one core is run by one: waking workers would cost more."""
+
+
 def is_serial(cost: Cost, traits: TargetTraits) -> bool:
     """Whether a kernel is too small to share among workers."""
     return single_core_seconds(cost, traits) < SERIAL_SECONDS

@@ -37,7 +37,7 @@ class Port:
             isinstance(array, np.ndarray)
             and array.dtype == self.dtype
             and array.shape == self.shape
-            and not isinstance(array, np.ma.MaskedArray)
+            and not _masked(array)
         )
 
 
@@ -181,7 +181,7 @@ def _problem(value: Any, port: Port) -> str | None:
     if port.fits(value):
         return None
     wanted = f"expected {port.dtype}{list(port.shape)}"
-    if isinstance(value, np.ma.MaskedArray):
+    if _masked(value):
         return f"is a masked array, whose mask would be lost; {wanted}: fill it first"
     if not isinstance(value, np.ndarray):
         return f"is a {type(value).__name__}, not an array; {wanted}: use numpy.asarray"
@@ -196,6 +196,11 @@ def _problem(value: Any, port: Port) -> str | None:
     if value.dtype != port.dtype:
         return f"has the wrong type; {got}: use array.astype({str(port.dtype)!r})"
     return f"has the wrong shape; {got}"
+
+
+def _masked(value: Any) -> bool:
+    # numpy.ma is imported when it is first named, and an import may hang in a forked child.
+    return type(value) is not np.ndarray and hasattr(value, "mask")
 
 
 def _names(ports: tuple[Port, ...]) -> str:

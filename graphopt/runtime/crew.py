@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt.codegen import abi
 from graphopt.codegen.plan import Plan
+from graphopt.runtime.native import Function
 from graphopt.runtime.permits import Permits, Ticket
 from graphopt.runtime.profiler import Stopwatch
 from graphopt.runtime.team import Team
@@ -27,8 +28,8 @@ class Program:
         self.plan = plan
         self.module = module
         self.weights = weights
-        self.run = module["run"]
-        self.serve = module["serve"]
+        self.run = Function(module["run"])
+        self.serve = Function(module["serve"])
         # A program whose calls are all too small to share gains nothing from waking a team.
         self.shareable = any(not call.serial for call in plan.calls)
 
@@ -87,12 +88,12 @@ class Crew:
         """Run the program once with these inputs and outputs."""
         context.bind(addresses)
         if watch is None:
-            self._program.run(context.pointer)  # releases the GIL
+            self._program.run(context.run_arguments)  # releases the GIL
             return
         context.kept_stamps = watch
         try:
             context.set(abi.TIMESTAMPS, watch.address)
-            self._program.run(context.pointer)
+            self._program.run(context.run_arguments)
         finally:
             context.set(abi.TIMESTAMPS, 0)
 

@@ -54,7 +54,8 @@ class Session:
                 "the program was compiled and tuned for %d threads; it runs with %d",
                 *(plan.threads, min(threads, plan.threads)),
             )
-        if weights.nbytes < plan.weight_bytes or address(weights) % ALIGNMENT:
+        aligned = not plan.weight_bytes or address(weights) % ALIGNMENT == 0
+        if weights.nbytes < plan.weight_bytes or not aligned:
             raise GraphoptError(
                 "run",
                 f"weights of {weights.nbytes} bytes at {address(weights):#x}; "

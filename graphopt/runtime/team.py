@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
 
 from graphopt.codegen import abi
+from graphopt.runtime.native import Arguments, Function
 from graphopt.runtime.workspace import Context
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ class Team:
     they hold no lock and touch no Python object. What they use stays alive through their frames.
     """
 
-    def __init__(self, context: Context, tasks: int, serve: Callable[[Any, int], Any]) -> None:
+    def __init__(self, context: Context, tasks: int, serve: Function) -> None:
         """Start the workers.
 
         Raises:
@@ -59,7 +58,7 @@ class Team:
                 thread.join(seconds)
 
 
-def _park(serve: Callable[[Any, int], Any], context: Context, task: int) -> None:
+def _park(serve: Function, context: Context, task: int) -> None:
     # Signals belong to the caller's threads; here one would only interrupt a wait.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS)
-    serve(context.pointer, task)
+    serve(Arguments(context.address, task))

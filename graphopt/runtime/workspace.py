@@ -14,6 +14,7 @@ from graphopt.codegen import abi
 from graphopt.codegen.plan import Plan
 from graphopt.errors import GraphoptError
 from graphopt.runtime.memory import address, aligned_empty, aligned_zeros
+from graphopt.runtime.native import Arguments
 
 _LINE = 64
 _VALUE = struct.Struct("=q")
@@ -57,7 +58,8 @@ class Context:
         self._weights = weights
         self._slots = memoryview(self._memory.data)
         base = address(self._memory)
-        self.pointer = ctypes.c_void_p(base)
+        self.address = base
+        self.run_arguments = Arguments(base)
         self._semaphores = base + semaphores
         self._bind = struct.Struct("=" + "8xq" * tensors)
         for task in range(tasks):

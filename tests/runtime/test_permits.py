@@ -34,20 +34,33 @@ def test_callers_in_a_queue_get_one_worker_each() -> None:
     lone = Ticket()
     permits.acquire(lone)
     tickets = [Ticket() for _ in range(5)]
-    threads = [threading.Thread(target=permits.acquire, args=(ticket,)) for ticket in tickets]
+    go_on = [threading.Event() for _ in tickets]
+
+    def work(ticket: Ticket, go: threading.Event) -> None:
+        permits.acquire(ticket)
+        go.wait(30)
+        permits.release(ticket)
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(tickets, go_on, strict=True)
+    ]
     for thread in threads:
         thread.start()
     wait_until(lambda: len(permits._queue) == 5)
     assert not any(ticket.granted for ticket in tickets)
     permits.release(lone)
-    wait_until(lambda: sum(ticket.granted for ticket in tickets) == 3)
-    for ticket in tickets:
-        wait_until(lambda ticket=ticket: ticket.granted > 0)  # type: ignore[misc]
-        assert ticket.granted <= 3
-        permits.release(ticket)
+    wait_until(lambda: [ticket.granted for ticket in permits_first(tickets)] == [1, 1, 1])
+    assert len(permits._queue) == 2
+    for go in go_on:
+        go.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert permits.idle
+
+
+def permits_first(tickets: list[Ticket]) -> list[Ticket]:
+    """Those that were let in."""
+    return [ticket for ticket in tickets if ticket.granted]
 
 
 def test_release_can_be_repeated_and_needs_no_grant() -> None:

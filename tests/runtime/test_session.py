@@ -160,6 +160,12 @@ def test_zero_elements(new_session: NewSession) -> None:
     assert results["s"] == 0
 
 
+def test_a_program_without_weights_needs_no_aligned_ones() -> None:
+    inputs = {"x": np.empty(0, np.float32), "k": np.array(3, np.int32)}
+    with Session(toy_plan(0), open_module(toy_code(0)), np.empty(0, np.uint8)) as session:
+        assert session.run(inputs)["s"] == 0
+
+
 def test_one_array_stands_for_one_input() -> None:
     binder = InputBinder((TensorSpec("x", "float16", (2, 3)),))
     x = np.ones((2, 3), np.float16)

@@ -30,17 +30,20 @@ from toy_program import toy_code, toy_expected, toy_inputs, toy_plan, toy_weight
 from graphopt.runtime.library import open_module
 from graphopt.runtime.session import Session
 
+# Made now: NumPy imports parts of itself late, which hangs in a child forked at that moment.
+CASES = [(toy_inputs(seed), toy_expected(toy_inputs(seed))) for seed in range(20)]
+
 def check(session, seed=1):
-    expected = toy_expected(toy_inputs(seed))
-    for name, value in session.run(toy_inputs(seed)).items():
-        np.testing.assert_array_equal(value, expected[name])
+    inputs, expected = CASES[seed]
+    for name, value in session.run(inputs).items():
+        assert np.array_equal(value, expected[name]), name
 
 def new(nap_us=0, threads=2):
     return Session(toy_plan(threads=threads), open_module(toy_code(1000, nap_us)), toy_weights())
 """
 
 
-def script(body: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def script(body: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
     """Run `body` in a fresh interpreter."""
     code = _PRELUDE + textwrap.dedent(body)
     path = os.pathsep.join([str(_HERE), str(_HERE.parent.parent)])
@@ -193,17 +196,19 @@ def test_fork_while_other_threads_run() -> None:
             time.sleep(0.01)
             child = os.fork()
             if child == 0:
+                signal.alarm(10)  # ends a child that hangs
                 code = 1
                 try:
                     for seed in range(5): check(session, seed)
                     code = 0
                 finally:
                     os._exit(code)
-            assert os.waitpid(child, 0)[1] == 0
+            failed = os.waitpid(child, 0)[1]
+            if failed: break
         stop = True
         for caller in callers: caller.join()
         check(session)
-        print("fine")
+        print("child failed" if failed else "fine")
     """)
     assert done.stdout == "fine\n", done.stderr
     assert done.returncode == 0
@@ -265,7 +270,7 @@ def test_interrupts_lose_no_worker() -> None:
         def call():
             while not stop: check(session)
         caller = threading.Thread(target=call)
-        inputs = toy_inputs(1)
+        inputs = CASES[1][0]
         try:
             caller.start(); other.start()
         except KeyboardInterrupt:

@@ -32,7 +32,7 @@ def test_shapes(
 ) -> None:
     workload = matmul(a, b, transpose_b=transposed)
     found = batched_matmul.candidates(workload, traits)
-    for candidate in {c.name[:12]: c for c in found}.values():
+    for candidate in found if traits.lanes == 16 else found[:1]:
         check(candidate, workload, traits)
 
 

@@ -7,7 +7,7 @@ import harness
 import numpy as np
 import pytest
 
-from schedules import conv_depthwise, conv_generic, conv_grouped, conv_transposed
+from schedules import conv_depthwise, conv_generic, conv_grouped, conv_transposed, conv_upsample
 from schedules.conv_common import parse
 from schedules.conv_transposed import phases
 from schedules.interface import PLAIN, Op, TargetTraits, Workload
@@ -73,6 +73,19 @@ TRANSPOSED = [
 @pytest.mark.parametrize("workload", TRANSPOSED, ids=named)
 def test_transposed(workload: Workload, traits: TargetTraits) -> None:
     assert ch.check(conv_transposed.candidates, workload, traits, 5e-6) >= 1
+
+
+UPSAMPLE = [
+    ch.conv_transpose((1, 24, 6, 20), 1, 2, 2, after="silu"),
+    ch.conv_transpose((2, 40, 5, 7), 2, (2, 3), (2, 3), after="residual"),
+]
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("workload", UPSAMPLE, ids=named)
+def test_upsample(workload: Workload, traits: TargetTraits) -> None:
+    fits = workload.output.shape[1] < traits.lanes
+    assert ch.check(conv_upsample.candidates, workload, traits, 5e-6) == int(fits)
 
 
 def test_phases_use_every_tap_once() -> None:

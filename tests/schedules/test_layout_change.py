@@ -1,4 +1,4 @@
-"""Layout conversions are exact in both directions, for ragged channels, positions and all dtypes."""
+"""Layout conversions are exact both ways, for ragged channels, positions and all dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""layer_norm and rms_norm against float64: widths, trailing axes, large means, dtypes, epilogues."""
+"""layer_norm and rms_norm against float64: widths, axes, large means, dtypes, epilogues."""
 
 from __future__ import annotations
 

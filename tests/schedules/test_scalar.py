@@ -1,4 +1,4 @@
-"""Scalar operations against NumPy and SciPy: accuracy over the whole range, special values, integers."""
+"""Scalar operations against NumPy and SciPy: accuracy, special values, integers, bools."""
 
 from __future__ import annotations
 

@@ -167,12 +167,6 @@ def refuse(reason: str, hint: str | None = None) -> Callable[[NodeContext], Expr
     return convert
 
 
-def _range(node: NodeContext) -> Expr:
-    """Range with constant bounds that was too large to be stored before."""
-    start, limit, delta = (node.known(i, "a bound of Range").reshape(-1)[0] for i in range(3))
-    return constant(np.arange(start, limit, delta, dtype=start.dtype))
-
-
 _DATA_DEPENDENT = refuse("the shape of its result depends on the data")
 _RANDOM = refuse("random operators are not supported", "Make the random tensor an input.")
 
@@ -185,7 +179,6 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "ScatterND"): scatter_nd,
     ("", "TopK"): top_k,
     ("", "OneHot"): one_hot,
-    ("", "Range"): _range,
     ("", "NonZero"): _DATA_DEPENDENT,
     ("", "Unique"): _DATA_DEPENDENT,
     ("", "Compress"): _DATA_DEPENDENT,

@@ -1,0 +1,257 @@
+"""resize2d: nearest, linear and cubic interpolation as ONNX defines Resize, over both spatial axes.
+
+For each output row and column the source positions and weights are computed here, at compile time;
+kernels write them to small tables in a first phase (they are constants to the code generator) and a
+second phase combines 1, 2 or 4 rows by as many columns. Coordinates follow ONNX Runtime in float32,
+so that nearest picks the same pixel; linear and cubic are within 2e-6 of the largest input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tvm import tirx
+
+from schedules import nest
+from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.nest import Buffer, Stmt
+from schedules.vectors import (
+    Frame,
+    accumulator,
+    candidate,
+    lanes_of,
+    load_as,
+    of_type,
+    over_vectors,
+    parallel_grid,
+)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """For each output position along an axis: `taps` source positions and their weights."""
+
+    positions: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.positions[0])
+
+    def affine(self) -> tuple[int, int, int] | None:
+        """(a, b, d) with position[i] = (i·a + b) // d for single taps, if there is one."""
+        if self.count > 1:
+            return None
+        found = [p[0] for p in self.positions]
+        for divisor in range(1, 9):
+            for factor in range(1, 9):
+                offset = found[0] * divisor
+                for shift in range(offset, offset + divisor):
+                    if all((i * factor + shift) // divisor == p for i, p in enumerate(found)):
+                        return factor, shift, divisor
+        return None
+
+
+def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
+    """Row-major, and blocked for float images."""
+    op = workload.op
+    if op.kind != "resize2d":
+        return ()
+    layouts = [PLAIN]
+    if op.output.dtype.startswith("float"):
+        layouts.append(Layout(traits.lanes))
+    method = op.attr("method")
+    flops = {"nearest": 1.0, "linear": 8.0, "cubic": 40.0}[method]
+    return tuple(
+        candidate(
+            f"resize2d.{method}",
+            workload,
+            (layout,),
+            layout,
+            partial(_compute, workload, layout, traits),
+            flops_per_element=flops,
+            passes=2,
+        )
+        for layout in layouts
+    )
+
+
+def taps_of(workload: Workload, axis: int) -> Taps:
+    """Source positions and weights along spatial axis 0 (rows) or 1 (columns)."""
+    op = workload.op
+    size, out = op.inputs[0].shape[2 + axis], op.output.shape[2 + axis]
+    scale = np.float32(op.attr("scales")[axis])
+    source = _coordinates(op.attr("coordinate"), size, out, scale)
+    method = op.attr("method")
+    if method == "nearest":
+        picked = _rounded(source, op.attr("rounding"))
+        return Taps(tuple((int(min(max(p, 0), size - 1)),) for p in picked), ((1.0,),) * out)
+    if method == "linear":
+        return _linear(source, size)
+    return _cubic(source, size, op.attr("cubic_a"), op.attr("exclude_outside"))
+
+
+def _coordinates(mode: str, size: int, out: int, scale: np.float32) -> list[np.float32]:
+    """Where each output position lies in the input, in float32 as ONNX Runtime computes it."""
+    one, half = np.float32(1), np.float32(0.5)
+    result = []
+    for i in range(out):
+        x = np.float32(i)
+        if mode == "asymmetric":
+            value = x / scale
+        elif mode == "align_corners":
+            value = np.float32(0) if out == 1 else x * np.float32(size - 1) / np.float32(out - 1)
+        elif mode == "pytorch_half_pixel":
+            value = (x + half) / scale - half if out > 1 else np.float32(0)
+        else:
+            value = (x + half) / scale - half
+        result.append(np.float32(value * one))
+    return result
+
+
+def _rounded(source: Sequence[np.float32], rounding: str) -> list[int]:
+    def pick(x: float) -> int:
+        if rounding == "floor":
+            return math.floor(x)
+        if rounding == "ceil":
+            return math.ceil(x)
+        if rounding == "round_prefer_ceil":
+            return math.floor(x + 0.5)
+        return math.ceil(x - 0.5)
+
+    return [pick(float(x)) for x in source]
+
+
+def _linear(source: Sequence[np.float32], size: int) -> Taps:
+    positions, weights = [], []
+    for x in source:
+        clamped = min(max(float(x), 0.0), size - 1.0)
+        low = min(int(clamped), size - 1)
+        high = min(low + 1, size - 1)
+        fraction = clamped - low if high != low else 0.0
+        positions.append((low, high))
+        weights.append((1.0 - fraction, fraction))
+    return Taps(tuple(positions), tuple(weights))
+
+
+def _cubic(source: Sequence[np.float32], size: int, a: float, exclude: bool) -> Taps:
+    positions, weights = [], []
+    for x in source:
+        base = math.floor(float(x))
+        t = float(x) - base
+        near = [
+            ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
+            ((a + 2) * t - (a + 3)) * t * t + 1,
+            ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1,
+            ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a,
+        ]
+        at = [base - 1 + k for k in range(4)]
+        if exclude:
+            near = [w if 0 <= p < size else 0.0 for w, p in zip(near, at, strict=True)]
+            total = sum(near)
+            near = [w / total for w in near]
+        positions.append(tuple(min(max(p, 0), size - 1) for p in at))
+        weights.append(tuple(near))
+    return Taps(tuple(positions), tuple(weights))
+
+
+class _Table:
+    """Positions and weights of one axis as the kernel reads them."""
+
+    def __init__(self, taps: Taps, dtype: str, name: str) -> None:
+        self.taps = taps
+        self.formula = taps.affine()
+        shape = (len(taps.positions) * taps.count,)
+        self.positions: Buffer = nest.buffer(shape, "int32", f"{name}_positions")
+        self.weights: Buffer = nest.buffer(shape, dtype, f"{name}_weights")
+        self.dtype = dtype
+
+    def allocate(self) -> list[Stmt]:
+        """The memory of the tables; none where a formula does."""
+        if self.formula:
+            return []
+        weights = [nest.allocate(self.weights)] if self.taps.count > 1 else []
+        return [nest.allocate(self.positions), *weights]
+
+    def fill(self) -> list[Stmt]:
+        """Statements that write the tables."""
+        if self.formula:
+            return []
+        statements = []
+        flat = [p for group in self.taps.positions for p in group]
+        statements += [nest.write(self.positions, nest.integer(p), i) for i, p in enumerate(flat)]
+        if self.taps.count > 1:
+            values = [w for group in self.taps.weights for w in group]
+            statements += [
+                nest.write(self.weights, tirx.const(w, self.dtype), i) for i, w in enumerate(values)
+            ]
+        return statements
+
+    def position(self, i: PrimExpr, tap: int) -> PrimExpr:
+        """Source position of output i."""
+        if self.formula:
+            factor, shift, divisor = self.formula
+            return tirx.floordiv(i * factor + shift, nest.integer(divisor))
+        return nest.read(self.positions, i * self.taps.count + tap)
+
+    def weight(self, i: PrimExpr, tap: int) -> PrimExpr:
+        """Weight of a tap of output i."""
+        return nest.read(self.weights, i * self.taps.count + tap)
+
+
+def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
+    op = workload.op
+    frame = Frame(workload, (layout,), layout)
+    dtype = accumulator(op.output.dtype)
+    wide = dtype if dtype.startswith("float") else "float32"
+    exact = op.attr("method") == "nearest"
+    rows, columns = (_Table(taps_of(workload, a), wide, "rc"[a]) for a in (0, 1))
+    lanes = layout.block or lanes_of(traits, wide, op.output.dtype)
+    width = op.output.shape[3]
+
+    def pixel(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Callable[..., PrimExpr]:
+        def value(x: PrimExpr, lane: Sequence[PrimExpr]) -> PrimExpr:
+            if exact:
+                at = (rows.position(y, 0), columns.position(x, 0))
+                return nest.read(frame.inputs[0], n, c, *at, *lane)
+            total: PrimExpr = None
+            for i in range(rows.taps.count):
+                line: PrimExpr = None
+                for j in range(columns.taps.count):
+                    at = (rows.position(y, i), columns.position(x, j))
+                    source = load_as(frame.inputs[0], wide, n, c, *at, *lane)
+                    term = columns.weight(x, j) * source
+                    line = term if line is None else line + term
+                line = rows.weight(y, i) * line
+                total = line if total is None else total + line
+            return of_type(total, op.output)
+
+        return value
+
+    def row(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Stmt | None:
+        value = pixel(n, c, y)
+        if layout.block:
+            return nest.serial(
+                width,
+                lambda x: nest.vectorized(
+                    lanes, lambda lane: frame.finish(value(x, [lane]), [n, c, y, x, lane])
+                ),
+                "ow",
+            )
+        return over_vectors(width, lanes, lambda x: frame.finish(value(x, []), [n, c, y, x]))
+
+    fill = [*rows.fill(), *columns.fill()]
+    # A serial loop of one iteration keeps the tables one nest: one worker writes them.
+    filled = [_once(nest.sequence(*fill))] if fill else []
+    allocated = [*rows.allocate(), *columns.allocate()]
+    return frame.function(*allocated, *filled, parallel_grid(frame.shape[:3], row))
+
+
+def _once(body: Stmt) -> Stmt:
+    """`body` as one nest."""
+    var = tirx.Var("once", "int32")
+    return tirx.For(var, nest.integer(0), nest.integer(1), tirx.ForKind.SERIAL, body)

@@ -1,0 +1,131 @@
+"""The manifest: reads back what was written, and refuses everything else with place and reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from artifact_parts import Parts, make_parts
+
+from graphopt.artifact.manifest import decode, encode
+from graphopt.codegen.plan import TensorSpec
+from graphopt.errors import ArtifactError
+
+
+def test_round_trip(parts: Parts) -> None:
+    assert decode(encode(parts.manifest)) == parts.manifest
+    assert encode(decode(encode(parts.manifest))) == encode(parts.manifest)
+
+
+def test_unbound_dimensions_are_none(parts: Parts) -> None:
+    inputs = (replace(parts.manifest.inputs[0], shape=(None,)), parts.manifest.inputs[1])
+    manifest = replace(parts.manifest, inputs=inputs)
+    assert decode(encode(manifest)).inputs[0].shape == (None,)
+
+
+def test_entries_specialise_the_models_signature(parts: Parts) -> None:
+    for spec, reason in (
+        (TensorSpec("x", "float32", (999,)), "x is float32"),
+        (TensorSpec("x", "float64", (1000,)), "x is float32"),
+        (TensorSpec("X", "float32", (1000,)), "names differ"),
+    ):
+        manifest = replace(parts.manifest, inputs=(spec, parts.manifest.inputs[1]))
+        with pytest.raises(ArtifactError, match=reason):
+            encode(manifest)
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """The manifest's JSON after `change`."""
+    document = json.loads(encode(make_parts(16, [b""]).manifest))
+    change(document)
+    return json.dumps(document).encode()
+
+
+def plan(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["entries"][0]["plan"]
+    return found
+
+
+CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "newer schema": (
+        lambda d: d.update(schema=2),
+        "schema version 2; this .* reads version 1",
+    ),
+    "newer ABI": (lambda d: d.update(abi=7), "abi version 7"),
+    "newer schema with unknown fields": (lambda d: d.update(schema=9, more=1), "schema version 9"),
+    "no schema": (lambda d: d.pop("schema"), "no schema version"),
+    "schema is true": (lambda d: d.update(schema=True), "expected an integer, got bool"),
+    "unknown field": (lambda d: d.update(extra=1), "unknown 'extra'"),
+    "missing field": (lambda d: d.pop("versions"), "missing versions"),
+    "signature": (lambda d: d.update(signature={}), r"\$.signature: the field is reserved"),
+    "encryption": (lambda d: d.update(encryption="x"), r"\$.encryption: the field is reserved"),
+    "no entries": (lambda d: d.update(entries=[]), "no program"),
+    "entries no list": (lambda d: d.update(entries={}), "expected a list"),
+    "report no object": (lambda d: d.update(report=[]), "expected an object"),
+    "version no string": (
+        lambda d: d["versions"].update(tvm=1),
+        r"versions.tvm: expected",
+    ),
+    "weights offset": (lambda d: d["entries"][0].update(weights_offset=8), "multiple of 64"),
+    "negative offset": (lambda d: d["entries"][0].update(weights_offset=-64), "outside 0"),
+    "feature no string": (lambda d: d["entries"][0].update(features=[1]), r"features\[0\]"),
+    "unknown plan field": (lambda d: plan(d).update(x=1), r"entries\[0\].plan: unknown 'x'"),
+    "unknown dtype": (lambda d: plan(d)["inputs"][0].update(dtype="object"), "element type"),
+    "unbound plan": (lambda d: plan(d)["inputs"][0].update(shape=[None]), "unbound"),
+    "negative size": (lambda d: plan(d)["inputs"][0].update(shape=[-1]), "outside 0"),
+    "fractional size": (lambda d: plan(d)["inputs"][0].update(shape=[1.5]), "got float"),
+    "same names": (lambda d: plan(d)["outputs"][1].update(name="y"), "same name"),
+    "buffer space": (lambda d: plan(d)["buffers"][0].__setitem__(0, "stack"), "unknown space"),
+    "buffer shape": (lambda d: plan(d)["buffers"][0].append(1), "expected .space, offset, bytes"),
+    "input index": (lambda d: plan(d)["buffers"][0].__setitem__(1, 2), "no input 2"),
+    "input size": (
+        lambda d: plan(d)["buffers"][0].__setitem__(2, 65),
+        "65 bytes for a tensor",
+    ),
+    "output index": (lambda d: plan(d)["buffers"][4].__setitem__(1, 9), "no output 9"),
+    "arena beyond": (lambda d: plan(d)["buffers"][3].__setitem__(1, 64), "outside the arena"),
+    "arena unaligned": (lambda d: plan(d)["buffers"][3].__setitem__(1, 4), "multiple of 64"),
+    "weight beyond": (lambda d: plan(d)["buffers"][2].__setitem__(2, 65), "outside the weight"),
+    "arena too large": (lambda d: plan(d).update(arena_bytes=1 << 52), "outside 0"),
+    "argument index": (lambda d: plan(d)["calls"][0].update(args=[6]), r"args\[0\]: 6 is outside"),
+    "same site": (lambda d: plan(d)["calls"][0].update(site="sum#0"), "same site"),
+    "serial no bool": (lambda d: plan(d)["calls"][0].update(serial=1), "expected a boolean"),
+    "flops negative": (lambda d: plan(d)["calls"][0].update(flops=-1), "finite number"),
+    "threads": (lambda d: plan(d).update(threads=0), "outside 1"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong_is_refused(name: str) -> None:
+    change, reason = CASES[name]
+    with pytest.raises(ArtifactError, match=reason):
+        decode(edit(change))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "not readable JSON"),
+        (b"[]", "no schema version"),
+        (b"\xff\xfe", "not readable JSON"),
+        (b'{"schema": 1, "schema": 1}', "same key twice"),
+        (b'{"schema": NaN}', "NaN is not JSON"),
+        (b"[" * 100_000, "not readable JSON"),
+        (b'{"schema": ' + b"1" * 10_000 + b"}", "not readable JSON"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(text: bytes, reason: str) -> None:
+    with pytest.raises(ArtifactError, match=reason):
+        decode(text)
+
+
+def test_a_manifest_that_could_not_be_read_is_not_written(parts: Parts) -> None:
+    entry = parts.manifest.entries[0]
+    broken = replace(entry, plan=replace(entry.plan, arena_bytes=64))
+    with pytest.raises(ArtifactError, match=r"\[save\] .*outside the arena"):
+        encode(replace(parts.manifest, entries=(broken,)))
+    with pytest.raises(ArtifactError, match="not plain JSON"):
+        encode(replace(parts.manifest, report={"time": float("nan")}))
