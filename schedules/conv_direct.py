@@ -229,8 +229,11 @@ class DirectTiles:
                     "ic",
                 )
 
+            # No tap at all is possible, and then nothing must divide by their number.
+            per = tirx.max(count, 1)
+
             def pair(j: PrimExpr) -> Stmt:
-                return step(tirx.truncdiv(j, count), first + tirx.truncmod(j, count), kw, 0)
+                return step(tirx.truncdiv(j, per), first + tirx.truncmod(j, per), kw, 0)
 
             return nest.serial(count * self.channels, pair, "j")
 

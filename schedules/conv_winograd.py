@@ -345,6 +345,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
             cost=Cost(products, moved + workload.output.nbytes, share),
             compute=lambda: emit(workload, conv, traits, cut),
             schedule=as_written,
+            strict=False,
         )
 
     return tuple(candidate(m) for m in (4, 2) if min(conv.out_height, conv.out_width) >= m)

@@ -74,7 +74,10 @@ def missing_tools():
 
 def run_on_aarch64(program, inputs, folder: Path):
     """Outputs (name → array) of a single-threaded aarch64 `program` for `inputs`."""
-    (folder / "main.c").write_text(MAIN % {k: v for k, v in vars(abi).items() if k.isupper()})
+    text = MAIN
+    for name, value in vars(abi).items():
+        text = text.replace(f"%({name})d", str(value))
+    (folder / "main.c").write_text(text)
     program.module.write_to_file(str(folder / "program.o"))
     (folder / "weights.bin").write_bytes(program.weights.tobytes())
     command = ["aarch64-linux-gnu-gcc", "-O1", "main.c", "program.o", "-o", "main", "-lm"]

@@ -25,8 +25,8 @@ def small_network():
     initializers, nodes = [], []
 
     def weight(name, *shape):
-        values = rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]) or 1)
-        initializers.append(onnx.numpy_helper.from_array(values, name))
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)
+        initializers.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
         return name
 
     def add(op, inputs, output, **attrs):

@@ -24,6 +24,7 @@ DIRECT = [
     ch.conv((1, 16, 9, 56), 16, (1, 5), (1, 2), after="none"),
     ch.conv((1, 16, 5, 6), 16, 3, 1, (4, 5, 4, 5), after="bias_relu"),  # rows of padding only
     ch.conv((1, 40, 14, 14), 64, 1, 2, after="bias_relu"),
+    ch.conv((1, 1, 2, 8), 16, 1, (1, 3), (4, 0, 0, 0), after="silu"),  # rows without a tap
 ]
 
 
