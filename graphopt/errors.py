@@ -1,4 +1,4 @@
-"""The errors graphopt raises: each names the stage, the ONNX node where there is one, and what to do."""
+"""The errors graphopt raises: stage, ONNX node where there is one, reason, and what to do."""
 
 from __future__ import annotations
 

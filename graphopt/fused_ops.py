@@ -25,14 +25,25 @@ def hard_swish(x: Expr) -> Expr:
     return _call(HARD_SWISH, (x,), {})
 
 
-def attention(q: Expr, k: Expr, v: Expr, mask: Expr | None = None, *, scale: float) -> Expr:
+def attention(
+    q: Expr,
+    k: Expr,
+    v: Expr,
+    mask: Expr | None = None,
+    *,
+    scale: float,
+    heads_inside: tuple[bool, bool, bool, bool] = (False,) * 4,
+) -> Expr:
     """softmax(scale · q kᵀ + mask) v over the last axis of the scores.
 
     Shapes: q (B,H,S,D), k (B,H,T,D), v (B,H,T,E), mask of rank 4, broadcastable to (B,H,S,T) and
-    added → (B,H,S,E). Source: Vaswani et al., Attention Is All You Need, 2017, section 3.2.1.
+    added → (B,H,S,E). `heads_inside` says for q, k, v and the result whether its axes 1 and 2 are
+    swapped, as in (B,S,H,D). Source: Vaswani et al., Attention Is All You Need, 2017, section
+    3.2.1.
     """
     inputs = (q, k, v) if mask is None else (q, k, v, mask)
-    return _call(ATTENTION, inputs, {"scale": float(scale)})
+    attrs = {"scale": float(scale), "heads_inside": [bool(inside) for inside in heads_inside]}
+    return _call(ATTENTION, inputs, attrs)
 
 
 def _call(op: Any, args: tuple[Expr, ...], attrs: Mapping[str, Any]) -> Expr:
@@ -47,14 +58,21 @@ def _infer_attention(call: Expr, _: Any) -> Any:
     shapes = [tuple(int(dim) for dim in arg.ty.shape) for arg in call.args]
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(f"graphopt.attention: not all inputs are of rank 4: {shapes}")
-    q, k, v = shapes[:3]
+    inside = [bool(flag) for flag in call.attrs["heads_inside"]]
+    q, k, v = (_swapped(shape, flag) for shape, flag in zip(shapes[:3], inside[:3], strict=True))
     if q[:2] != k[:2] or k[:3] != v[:3] or q[3] != k[3]:
         raise ValueError(f"graphopt.attention: q, k and v do not fit together: {shapes}")
     scores = (*q[:3], k[2])
     for mask in shapes[3:]:
         if any(have not in (1, want) for have, want in zip(mask, scores, strict=True)):
             raise ValueError(f"graphopt.attention: mask {mask} does not broadcast to {scores}")
-    return relax.TensorType([*q[:3], v[3]], call.args[0].ty.dtype)
+    result = _swapped((*q[:3], v[3]), inside[3])
+    return relax.TensorType(list(result), call.args[0].ty.dtype)
+
+
+def _swapped(shape: tuple[int, ...], inside: bool) -> tuple[int, ...]:
+    """(B,H,S,D) of a tensor with its heads inside, and back."""
+    return (shape[0], shape[2], shape[1], shape[3]) if inside else shape
 
 
 def _register(name: str, inputs: int, infer: Callable[[Expr, Any], Any]) -> Any:

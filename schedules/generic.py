@@ -1,8 +1,9 @@
 """A schedule for any PrimFunc, such as TVM's legalisation makes: parallel where that is safe.
 
 Elementwise producers are inlined; of every remaining block the leading data-parallel loops become
-one parallel loop and a data-parallel innermost loop is vectorised; reductions stay serial. A primitive
-that does not apply is left out: TVM's primitives change nothing when they refuse.
+one parallel loop and a data-parallel innermost loop is vectorised; reductions stay serial. A
+primitive that does not apply is left out: TVM's primitives change nothing when they refuse. Loops
+that the function itself marks parallel (topi's scatter_nd) are not touched.
 """
 
 from __future__ import annotations

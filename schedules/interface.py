@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol, Union
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ PrimFunc = Any
 Schedule = Any
 PrimExpr = Any
 
-Attr = Union[int, float, str, bool, tuple["Attr", ...]]
+Attr: TypeAlias = "int | float | str | bool | tuple[Attr, ...]"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ PLAIN = Layout()
 
 
 class Packing(Protocol):
-    """How a constant input is rearranged at compile time. Implementations are frozen dataclasses."""
+    """How a constant input is rearranged at compile time; frozen dataclasses implement it."""
 
     def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return `array` (logical shape) as the kernel reads it."""

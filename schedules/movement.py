@@ -272,7 +272,7 @@ def _pad(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
             body = nest.branch(inside(outer, leading), body, middle(False))
         return nest.sequence(border(0, low), body, border(high, target[last] - high))
 
-    return frame.function(parallel_grid(lead, row) if lead else row())
+    return frame.function(parallel_grid(lead, row))
 
 
 def _take(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:

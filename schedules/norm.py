@@ -25,6 +25,7 @@ from schedules.vectors import (
     load_as,
     of_type,
     over_vectors,
+    parallel,
 )
 
 
@@ -98,4 +99,4 @@ def _compute(workload: Workload, traits: TargetTraits) -> PrimFunc:
             let_vars([sum_.result * scale], normalise),
         )
 
-    return frame.function(nest.parallel(rows, row))
+    return frame.function(parallel(rows, row))

@@ -197,7 +197,7 @@ class _Reduce:
             )
 
         extents = [g.size for g in outer if not g.reduced]
-        return parallel_grid(extents, one) if extents else one()
+        return parallel_grid(extents, one)
 
     def _columns(self) -> Stmt:
         *outer, row = self.groups

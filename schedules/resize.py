@@ -244,14 +244,12 @@ def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFu
             )
         return over_vectors(width, lanes, lambda x: frame.finish(value(x, []), [n, c, y, x]))
 
-    fill = [*rows.fill(), *columns.fill()]
-    # A serial loop of one iteration keeps the tables one nest: one worker writes them.
-    filled = [_once(nest.sequence(*fill))] if fill else []
+    # One parallel loop around all the stores: at the top level each would be a nest of its own.
+    fills = [nest.sequence(*table.fill()) for table in (rows, columns) if table.fill()]
+    filled = (
+        [nest.parallel(2, lambda t: nest.branch(t < 1, fills[0], fills[-1] if fills[1:] else None))]
+        if fills
+        else []
+    )
     allocated = [*rows.allocate(), *columns.allocate()]
     return frame.function(*allocated, *filled, parallel_grid(frame.shape[:3], row))
-
-
-def _once(body: Stmt) -> Stmt:
-    """`body` as one nest."""
-    var = tirx.Var("once", "int32")
-    return tirx.For(var, nest.integer(0), nest.integer(1), tirx.ForKind.SERIAL, body)

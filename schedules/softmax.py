@@ -31,6 +31,7 @@ from schedules.vectors import (
     load_as,
     of_type,
     over_vectors,
+    parallel,
     parallel_grid,
     scratch,
 )
@@ -72,7 +73,7 @@ def _compute(workload: Workload, traits: TargetTraits) -> PrimFunc:
     if inner == 1:
         zero = nest.integer(0)
         return frame.function(
-            nest.parallel(outer, lambda o: softmax.row(length, lambda i: index(o, i, zero)))
+            parallel(outer, lambda o: softmax.row(length, lambda i: index(o, i, zero)))
         )
     nests = [
         parallel_grid(

@@ -239,6 +239,14 @@ def load_as(buffer: Buffer, dtype: str, *index: PrimExpr | int) -> PrimExpr:
     return cast(nest.read(buffer, *index), dtype)
 
 
+def parallel(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """A parallel loop that stays one nest: a loop of one iteration would dissolve into a sequence
+    of nests with a barrier behind each statement."""
+    if extent > 1:
+        return nest.parallel(extent, body)
+    return nest.parallel(2, lambda task: nest.branch(task < 1, body(nest.integer(0))))
+
+
 def parallel_grid(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
     """One parallel loop over the product of `extents`; `body` takes the coordinates."""
 
@@ -247,7 +255,7 @@ def parallel_grid(extents: Sequence[int], body: Callable[..., Stmt]) -> Stmt:
             return body(*known)
         return nest.bind(rest[0], lambda x: bound(rest[1:], (*known, x)), "at")
 
-    return nest.parallel(prod(extents), lambda task: bound(nest.unflatten(task, extents), ()))
+    return parallel(prod(extents), lambda task: bound(nest.unflatten(task, extents), ()))
 
 
 def of_type(value: PrimExpr, sig: TensorSig) -> PrimExpr:

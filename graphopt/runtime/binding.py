@@ -92,7 +92,7 @@ class InputBinder:
             array = arrays[port.name]
             place = address(array)
             if (
-                place % ALIGNMENT
+                place & (ALIGNMENT - 1)
                 or not array.flags.c_contiguous
                 or (written and any(np.may_share_memory(array, out) for out in written.values()))
             ):
@@ -112,6 +112,7 @@ class OutputBinder:
 
     def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
         self._ports = tuple(Port(spec) for spec in specs)
+        self._fresh = tuple((p.name, p.shape, p.dtype, p.nbytes) for p in self._ports)
 
     def check(self, out: Any) -> Arrays:
         """The caller's arrays by output name; some outputs may be left out.
@@ -144,8 +145,13 @@ class OutputBinder:
     def arrays(self, out: Arrays) -> tuple[Arrays, list[int]]:
         """What the kernels write into, with addresses: the caller's arrays where they can be."""
         arrays, addresses = {}, []
+        if not out:  # the usual case, and one where every microsecond shows
+            for name, shape, dtype, nbytes in self._fresh:
+                arrays[name], place = new_aligned(shape, dtype, nbytes)
+                addresses.append(place)
+            return arrays, addresses
         for port in self._ports:
-            array = out.get(port.name) if out else None
+            array = out.get(port.name)
             if array is not None and array.flags.c_contiguous:
                 place = address(array)
                 if not place % ALIGNMENT:

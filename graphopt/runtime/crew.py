@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.codegen import abi
 from graphopt.codegen.plan import Plan
+from graphopt.errors import GraphoptError
 from graphopt.runtime.native import Function
 from graphopt.runtime.permits import Permits, Ticket
 from graphopt.runtime.profiler import Stopwatch
@@ -33,20 +35,56 @@ class Program:
         # A program whose calls are all too small to share gains nothing from waking a team.
         self.shareable = any(not call.serial for call in plan.calls)
 
-    def context(self, workspace: Workspace, tasks: int) -> Context:
-        """A new context for `tasks` workers on `workspace`."""
-        return Context(self.plan, workspace, self.weights, tasks)
+    def job(self, workspace: Workspace, tasks: int) -> Job:
+        """A new context for `tasks` workers on `workspace`, and the call that runs it."""
+        context = Context(self.plan, workspace, self.weights, tasks)
+        return Job(context, self.run.prepare(context.address))
+
+
+class Job:
+    """A context with its call; used by one run at a time."""
+
+    __slots__ = ("call", "context")
+
+    def __init__(self, context: Context, call: Callable[[], int]) -> None:
+        self.context = context
+        self.call = call
+
+    @property
+    def workspace(self) -> Workspace:
+        """The memory that runs of this job use."""
+        return self.context.workspace
+
+    def run(self, addresses: list[int], watch: Stopwatch | None = None) -> None:
+        """Run the program once with these inputs and outputs.
+
+        Raises:
+            GraphoptError: the program refused its arguments; a defect of graphopt.
+        """
+        self.context.bind(addresses)
+        # The call releases the GIL.
+        failed = self.call() if watch is None else self._run_timed(watch)
+        if failed:
+            raise GraphoptError("run", "The compiled program refused its arguments.")
+
+    def _run_timed(self, watch: Stopwatch) -> int:
+        self.context.kept_stamps = watch
+        try:
+            self.context.set(abi.TIMESTAMPS, watch.address)
+            return self.call()
+        finally:
+            self.context.set(abi.TIMESTAMPS, 0)
 
 
 class Turn(Ticket):
-    """One run's claim: its workers, and the context to run with."""
+    """One run's claim: its workers, and the job of a lone worker."""
 
-    __slots__ = ("context",)
+    __slots__ = ("job",)
 
     def __init__(self) -> None:
         self.granted = 0
         self.wake = None
-        self.context: Context | None = None
+        self.job: Job | None = None
 
 
 class Crew:
@@ -61,17 +99,17 @@ class Crew:
         self._size = threads if program.shareable else 1
         self._permits = Permits(threads, self._size)
         self._team: Team | None = None
-        self._team_context: Context | None = None
-        # Contexts of lone workers. Taken from the end: what was used last is likeliest in cache.
-        self._free: list[Context] = []
+        self._team_job: Job | None = None
+        # Jobs of lone workers. Taken from the end: what was used last is likeliest in cache.
+        self._free: list[Job] = []
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._permits.closed
 
-    def enter(self, turn: Turn) -> Context:
-        """Wait for workers; the context to run with.
+    def enter(self, turn: Turn) -> Job:
+        """Wait for workers; the job to run.
 
         Raises:
             GraphoptError: the crew is closed, or there is no memory. Call `leave` all the same.
@@ -79,23 +117,8 @@ class Crew:
         self._permits.acquire(turn)
         if turn.granted > 1:
             # Nobody else runs now, so the team may start, and share a lone worker's workspace.
-            return self._team_context or self._assemble(turn)
+            return self._team_job or self._assemble(turn)
         return self._solo(turn)
-
-    def execute(
-        self, context: Context, addresses: list[int], watch: Stopwatch | None = None
-    ) -> None:
-        """Run the program once with these inputs and outputs."""
-        context.bind(addresses)
-        if watch is None:
-            self._program.run(context.run_arguments)  # releases the GIL
-            return
-        context.kept_stamps = watch
-        try:
-            context.set(abi.TIMESTAMPS, watch.address)
-            self._program.run(context.run_arguments)
-        finally:
-            context.set(abi.TIMESTAMPS, 0)
 
     def leave(self, turn: Turn) -> None:
         """Give everything back, whatever `enter` came to, and even if a signal interrupts this."""
@@ -115,32 +138,31 @@ class Crew:
         if self._team is not None:
             self._team.stop()
 
-    def _solo(self, turn: Turn) -> Context:
+    def _solo(self, turn: Turn) -> Job:
         try:
-            turn.context = self._free.pop()
+            turn.job = self._free.pop()
         except IndexError:
-            turn.context = self._program.context(Workspace(self._program.plan), 1)
-        return turn.context
+            turn.job = self._program.job(Workspace(self._program.plan), 1)
+        return turn.job
 
-    def _assemble(self, turn: Turn) -> Context:
-        """The team's context, with its workers waiting; a lone worker's if none can be started."""
+    def _assemble(self, turn: Turn) -> Job:
+        """The team's job, with its workers waiting; a lone worker's if none can be started."""
         solo = self._solo(turn)
-        context = self._program.context(solo.workspace, self._size)
+        job = self._program.job(solo.workspace, self._size)
         try:
-            self._team = Team(context, self._size, self._program.serve)
+            self._team = Team(job.context, self._size, self._program.serve)
         except RuntimeError as error:
             log.warning("no worker threads can be started, this run uses one thread: %s", error)
             return solo
-        self._team_context = context
-        return context
+        self._team_job = job
+        return job
 
     def _return(self, turn: Turn) -> None:
-        context = turn.context
-        if context is not None:
-            turn.context = None  # an interrupt from here on loses a workspace, not a worker
-            self._free.append(context)
-        self._permits.release(turn)
-        if self._permits.closed and self._permits.idle:
+        job = turn.job
+        if job is not None:
+            turn.job = None  # an interrupt from here on loses a workspace, not a worker
+            self._free.append(job)
+        if self._permits.release(turn):
             self._dismiss()
 
     def _dismiss(self) -> None:

@@ -8,10 +8,11 @@ the frames of ctypes are C and unwind. Like tvm_ffi, ctypes releases the GIL.
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
+from collections.abc import Callable
 from typing import Any
 
-from graphopt.errors import GraphoptError
 from graphopt.runtime.library import load_runtime
 
 # Type indices of TVMFFIAny, see tvm/ffi/c_api.h.
@@ -21,22 +22,6 @@ _POINTER = 4
 _ANY = struct.Struct("=iiq")
 
 
-class Arguments:
-    """The arguments of a call, ready made: a pointer, then integers; and room for its result.
-
-    Each thread has its own.
-    """
-
-    __slots__ = ("count", "result", "values")
-
-    def __init__(self, pointer: int, *integers: int) -> None:
-        self.count = 1 + len(integers)
-        packed = _ANY.pack(_POINTER, 0, pointer)
-        packed += b"".join(_ANY.pack(_INT, 0, value) for value in integers)
-        self.values = ctypes.create_string_buffer(packed, len(packed))
-        self.result = ctypes.create_string_buffer(_ANY.size)
-
-
 class Function:
     """A packed function of a module; it keeps the module loaded."""
 
@@ -44,19 +29,22 @@ class Function:
         """Args:
         function: a tvm_ffi.Function.
         """
-        prototype = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
-        )
+        # Without declared argument types ctypes takes its own objects as they are, which is fast.
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int)
         self._call = prototype(("TVMFFIFunctionCall", load_runtime().LIB))
-        self._kept = function
         self._handle = ctypes.c_void_p(function.__chandle__())
+        self._kept = function
 
-    def __call__(self, arguments: Arguments) -> None:
-        """Call it.
+    def prepare(self, pointer: int, *integers: int) -> Callable[[], int]:
+        """A call with a pointer and integers as arguments, for one thread at a time.
 
-        Raises:
-            GraphoptError: the function reports a failure, as compiled code does for arguments of
-                the wrong type or number.
+        Calling it returns 0, or something else if the function refused its arguments. This object
+        must outlive it.
         """
-        if self._call(self._handle, arguments.values, arguments.count, arguments.result):
-            raise GraphoptError("run", "The compiled program refused its arguments.")
+        packed = _ANY.pack(_POINTER, 0, pointer)
+        packed += b"".join(_ANY.pack(_INT, 0, value) for value in integers)
+        # The result comes behind the arguments. References keep the memory alive.
+        memory = ctypes.create_string_buffer(packed + bytes(_ANY.size))
+        arguments, result = ctypes.byref(memory), ctypes.byref(memory, len(packed))
+        count = ctypes.c_int(1 + len(integers))
+        return functools.partial(self._call, self._handle, arguments, count, result)

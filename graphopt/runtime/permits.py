@@ -56,8 +56,12 @@ class Permits:
         if not ticket.granted:
             raise _closed()
 
-    def release(self, ticket: Ticket) -> None:
-        """Give back what `ticket` holds, or leave the queue; again has no further effect."""
+    def release(self, ticket: Ticket) -> bool:
+        """Give back what `ticket` holds, or leave the queue; again has no further effect.
+
+        Returns:
+            whether this was the last run after `close`.
+        """
         with self._mutex:
             self._busy -= ticket.granted
             ticket.granted = 0
@@ -65,6 +69,7 @@ class Permits:
                 if ticket in self._queue:
                     self._queue.remove(ticket)
                 self._grant()
+            return self._closed and not self._busy
 
     def close(self) -> bool:
         """Refuse new runs and those that wait; True if none is running now."""

@@ -106,9 +106,9 @@ class Session:
         crew = self._crew
         turn = Turn()
         try:
-            context = crew.enter(turn)
-            read = self._inputs.addresses(arrays, context.workspace, mine)
-            crew.execute(context, read + written)
+            job = crew.enter(turn)
+            read = self._inputs.addresses(arrays, job.workspace, mine)
+            job.run(read + written)
         finally:
             crew.leave(turn)
         return _deliver(results, mine) if mine else results
@@ -137,9 +137,9 @@ class Session:
             turn = Turn()
             try:
                 watch.start()
-                context = crew.enter(turn)
-                read = self._inputs.addresses(arrays, context.workspace, {})
-                crew.execute(context, read + written, watch)
+                job = crew.enter(turn)
+                read = self._inputs.addresses(arrays, job.workspace, {})
+                job.run(read + written, watch)
             finally:
                 crew.leave(turn)
                 watch.stop()

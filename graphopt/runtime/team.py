@@ -7,7 +7,7 @@ import signal
 import threading
 
 from graphopt.codegen import abi
-from graphopt.runtime.native import Arguments, Function
+from graphopt.runtime.native import Function
 from graphopt.runtime.workspace import Context
 
 log = logging.getLogger(__name__)
@@ -61,4 +61,4 @@ class Team:
 def _park(serve: Function, context: Context, task: int) -> None:
     # Signals belong to the caller's threads; here one would only interrupt a wait.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS)
-    serve(Arguments(context.address, task))
+    serve.prepare(context.address, task)()

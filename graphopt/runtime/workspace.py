@@ -14,7 +14,6 @@ from graphopt.codegen import abi
 from graphopt.codegen.plan import Plan
 from graphopt.errors import GraphoptError
 from graphopt.runtime.memory import address, aligned_empty, aligned_zeros
-from graphopt.runtime.native import Arguments
 
 _LINE = 64
 _VALUE = struct.Struct("=q")
@@ -59,7 +58,6 @@ class Context:
         self._slots = memoryview(self._memory.data)
         base = address(self._memory)
         self.address = base
-        self.run_arguments = Arguments(base)
         self._semaphores = base + semaphores
         self._bind = struct.Struct("=" + "8xq" * tensors)
         for task in range(tasks):

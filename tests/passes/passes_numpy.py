@@ -96,8 +96,12 @@ def softmax(call, x):
 
 
 def attention(call, q, k, v, mask=0.0):
-    scores = ops.attributes(call)["scale"] * (q @ np.swapaxes(k, -1, -2)) + mask
-    return special.softmax(scores, axis=-1) @ v
+    attrs = ops.attributes(call)
+    inside = attrs["heads_inside"]
+    q, k, v = (x.swapaxes(1, 2) if i else x for x, i in zip((q, k, v), inside[:3], strict=True))
+    scores = attrs["scale"] * (q @ np.swapaxes(k, -1, -2)) + mask
+    result = special.softmax(scores, axis=-1) @ v
+    return result.swapaxes(1, 2) if inside[3] else result
 
 
 def hard_sigmoid(call, x):

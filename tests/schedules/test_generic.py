@@ -32,7 +32,6 @@ CASES: dict[str, tuple[Callable[..., Any], list[Array]]] = {
         lambda a, i, u: op.scatter_elements(a, i, u, 1, "update"),
         [x(2, 37), INDEX, x(2, 3)],
     ),
-    "scatter_nd": (lambda a, i, u: op.scatter_nd(a, i, u), [x(5, 4, 6), INDEX, x(2)]),
     "softmax": (lambda a: op.nn.softmax(a, -1), [x(7, 37)]),
     "layer_norm": (
         lambda a, g, b: op.nn.layer_norm(a, g, b, [-1]),
