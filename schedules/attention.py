@@ -2,8 +2,9 @@
 
 A worker keeps the scores of its rows, not those of the whole matrix. The softmax subtracts the
 row's maximum and divides after the product with v, as in Rabe and Staats, "Self-attention does not
-need O(n²) memory" (2021). Heads outside or inside the sequence axis differ in strides only. Error against float64: at most 1e-5 relative to the largest output for
-standard-normal operands in float32. A row whose scores are all −∞ gives NaN, as a softmax does.
+need O(n²) memory" (2021). Heads outside or inside the sequence axis differ in strides only. Error
+against float64: at most 1e-5 relative to the largest output for standard-normal operands in
+float32. A row whose scores are all −∞ gives NaN, as a softmax does.
 """
 
 from __future__ import annotations
@@ -142,6 +143,10 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
 
     def task(t: PrimExpr) -> Stmt:
         b, h, chunk = nest.unflatten(t, (batch, heads, rows.chunks))
+        # As variables: TVM's elimination of common subexpressions fails on divisions in branches.
+        return nest.bind(b, lambda b: nest.bind(h, lambda h: head(b, h, chunk), "h"), "b")
+
+    def head(b: PrimExpr, h: PrimExpr, chunk: PrimExpr) -> Stmt:
         scores = scratch((rows.each, rows.tiles.largest, keys), "scores")
 
         def key_panels() -> Stmt:

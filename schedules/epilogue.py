@@ -1,4 +1,4 @@
-"""Applies an epilogue to scalars of a blocked or row-major output; the last stage of every kernel."""
+"""Applies an epilogue to elements of a blocked or row-major output: every kernel's last stage."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def lower(function: PrimFunc, target: Any) -> PrimFunc:
         tirx.transform.StmtSimplify(),
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
-        tirx.transform.CommonSubexprElim(),
+        # Not CommonSubexprElim: inside a Let it replaces an expression by a variable that another
+        # branch defines. LLVM does this job as well.
     ]
     module = tvm.IRModule({"main": function.with_attr("target", target)})
     with target:

@@ -206,8 +206,8 @@ _VIEWS = frozenset({"relax.reshape", "relax.expand_dims", "relax.squeeze", "rela
 
 _SAME_NAME = """
     abs negative exp log sqrt rsqrt sigmoid tanh erf floor ceil round sign sin cos tan asin acos
-    atan sinh cosh asinh acosh atanh logical_not bitwise_not isnan isinf add subtract multiply divide
-    maximum minimum power mod floor_mod floor_divide equal not_equal less less_equal greater
+    atan sinh cosh asinh acosh atanh logical_not bitwise_not isnan isinf add subtract multiply
+    divide maximum minimum power mod floor_mod floor_divide equal not_equal less less_equal greater
     greater_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor left_shift
     right_shift where
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphopt.passes.activations import RecoverActivations
 from graphopt.passes.arithmetic import CanonicalizeArithmetic, MergeConstantChains
 from graphopt.passes.attention import RecoverAttention
+from graphopt.passes.attention_heads import AbsorbHeadTransposes
 from graphopt.passes.base import Pass
 from graphopt.passes.cleanup import FoldConstants, MergeCommonSubexpressions, RemoveDeadCode
 from graphopt.passes.fold_affine import FoldAffine
@@ -57,6 +58,8 @@ PIPELINE: tuple[Pass, ...] = (
     CanonicalizeViews(),  # joins those that moved in front of a transpose
     SinkViews(),  # and those that transposes have become
     CanonicalizeViews(),
+    # When no transpose can move or cancel any more: what is left in front of attention stays.
+    AbsorbHeadTransposes(),
     # What the passes above have left: constants in new places, equal bindings, no-ops.
     FoldConstants(),
     RemoveIdentities(),

@@ -1,4 +1,4 @@
-"""The workers, workspaces and permits of one session in one process."""
+"""One program's share of the workers: its workspaces, its claims, its turns with the team."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from graphopt.codegen import abi
 from graphopt.codegen.plan import Plan
 from graphopt.errors import GraphoptError
 from graphopt.runtime.native import Function
-from graphopt.runtime.permits import Permits, Ticket
+from graphopt.runtime.permits import Ticket
 from graphopt.runtime.profiler import Stopwatch
-from graphopt.runtime.team import Team
+from graphopt.runtime.workers import Workers
 from graphopt.runtime.workspace import Context, Workspace
 
 log = logging.getLogger(__name__)
-
-_JOIN_SECONDS = 5.0
 
 
 class Program:
@@ -81,32 +79,28 @@ class Turn(Ticket):
 
     __slots__ = ("job",)
 
-    def __init__(self) -> None:
+    def __init__(self, team: int) -> None:
+        self.team = team
         self.granted = 0
         self.wake = None
         self.job: Job | None = None
 
 
 class Crew:
-    """Runs a program for any number of callers with `threads` workers in all.
+    """Runs a program for any number of callers with workers that other programs may share.
 
-    Threads are started and memory is taken when they are first needed: a forked child gets a new
-    crew, and most children never run anything.
+    Memory is taken when it is first needed: a forked child gets a new crew, and most children
+    never run anything.
     """
 
-    def __init__(self, program: Program, threads: int) -> None:
+    def __init__(self, program: Program, workers: Workers) -> None:
         self._program = program
-        self._size = threads if program.shareable else 1
-        self._permits = Permits(threads, self._size)
-        self._team: Team | None = None
+        self._workers = workers
+        # What lone callers take. The workers may be for programs that want more.
+        self.size = min(workers.limit, program.plan.threads) if program.shareable else 1
         self._team_job: Job | None = None
         # Jobs of lone workers. Taken from the end: what was used last is likeliest in cache.
         self._free: list[Job] = []
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._permits.closed
 
     def enter(self, turn: Turn) -> Job:
         """Wait for workers; the job to run.
@@ -114,10 +108,13 @@ class Crew:
         Raises:
             GraphoptError: the crew is closed, or there is no memory. Call `leave` all the same.
         """
-        self._permits.acquire(turn)
+        self._workers.permits.acquire(turn)
         if turn.granted > 1:
             # Nobody else runs now, so the team may start, and share a lone worker's workspace.
-            return self._team_job or self._assemble(turn)
+            job = self._team_job
+            if job is not None and job.context is self._workers.context:
+                return job
+            return self._assemble(turn)
         return self._solo(turn)
 
     def leave(self, turn: Turn) -> None:
@@ -127,16 +124,6 @@ class Crew:
         except BaseException:
             self._return(turn)
             raise
-
-    def close(self) -> None:
-        """End the workers; if a run is under way, the last one does it."""
-        if self._permits.close():
-            self._dismiss()
-
-    def stop(self) -> None:
-        """End the workers without waiting for them; no run may be under way."""
-        if self._team is not None:
-            self._team.stop()
 
     def _solo(self, turn: Turn) -> Job:
         try:
@@ -148,9 +135,9 @@ class Crew:
     def _assemble(self, turn: Turn) -> Job:
         """The team's job, with its workers waiting; a lone worker's if none can be started."""
         solo = self._solo(turn)
-        job = self._program.job(solo.workspace, self._size)
+        job = self._program.job(solo.workspace, self.size)
         try:
-            self._team = Team(job.context, self._size, self._program.serve)
+            self._workers.lead(job.context, self.size, self._program.serve)
         except RuntimeError as error:
             log.warning("no worker threads can be started, this run uses one thread: %s", error)
             return solo
@@ -162,11 +149,5 @@ class Crew:
         if job is not None:
             turn.job = None  # an interrupt from here on loses a workspace, not a worker
             self._free.append(job)
-        if self._permits.release(turn):
-            self._dismiss()
-
-    def _dismiss(self) -> None:
-        team, self._team = self._team, None
-        if team is not None:
-            team.stop()
-            team.join(_JOIN_SECONDS)
+        if self._workers.permits.release(turn):
+            self._workers.dismiss()

@@ -1,6 +1,6 @@
-"""Who may run now: callers of one session share a fixed number of workers, first come first served.
+"""Who may run now: callers share a fixed number of workers, first come first served.
 
-A run alone in the session gets the whole team. As soon as callers queue, each gets one worker:
+A lone run gets the whole team. As soon as callers queue, each gets one worker:
 that keeps all workers busy without any barrier between them.
 """
 
@@ -12,32 +12,35 @@ from graphopt.errors import GraphoptError
 
 
 class Ticket:
-    """One caller's claim; `granted` workers belong to it until it is given back."""
+    """One caller's claim; `granted` workers belong to it until it is given back.
 
-    __slots__ = ("granted", "wake")
+    Alone it takes `team` workers, else one.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("granted", "team", "wake")
+
+    def __init__(self, team: int) -> None:
+        self.team = team
         self.granted = 0
         self.wake: threading.Lock | None = None
 
 
 class Permits:
-    """`limit` workers, of which a lone caller takes `team` (one or all), each of several one.
+    """`limit` workers, of which a lone caller takes its team (one to all), each of several one.
 
     A KeyboardInterrupt can strike between any two calls, so every change of state is a few
     assignments (which no signal handler can interrupt) and `release` can be repeated.
     """
 
-    def __init__(self, limit: int, team: int) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._team = team
         self._busy = 0
         self._queue: list[Ticket] = []
         self._mutex = threading.Lock()
         self._closed = False
 
     def acquire(self, ticket: Ticket) -> None:
-        """Wait until `ticket.granted` is `team` or 1.
+        """Wait until `ticket.granted` is `ticket.team` or 1.
 
         Raises:
             GraphoptError: the session is closed. Call `release` all the same.
@@ -46,7 +49,7 @@ class Permits:
             if self._closed:
                 raise _closed()
             if not self._busy and not self._queue:
-                self._busy = ticket.granted = self._team
+                self._busy = ticket.granted = ticket.team
                 return
             ticket.wake = threading.Lock()
             ticket.wake.acquire()
@@ -94,7 +97,7 @@ class Permits:
             head = self._queue[0]
             if not head.granted and not self._closed:
                 if not self._busy and len(self._queue) == 1:
-                    self._busy = head.granted = self._team
+                    self._busy = head.granted = head.team
                 elif self._busy < self._limit:
                     self._busy += 1
                     head.granted = 1

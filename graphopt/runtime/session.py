@@ -18,6 +18,7 @@ from graphopt.runtime.binding import Arrays, InputBinder, OutputBinder
 from graphopt.runtime.crew import Crew, Program, Turn
 from graphopt.runtime.memory import ALIGNMENT, address
 from graphopt.runtime.profiler import Profile, Stopwatch, summarise
+from graphopt.runtime.workers import Workers, call_if_alive
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,16 @@ class Session:
     Safe to use from several threads: all runs together occupy at most `threads` workers, the
     calling threads included. A lone run is shared by the whole team; when callers queue, each
     run takes one worker. Results do not depend on which. A forked child gets a team of its own.
+    Sessions may share their workers: then the bound holds for all of them together.
     """
 
     def __init__(
-        self, plan: Plan, module: Any, weights: NDArray[np.uint8], threads: int | None = None
+        self,
+        plan: Plan,
+        module: Any,
+        weights: NDArray[np.uint8],
+        threads: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """Prepare to run `plan`.
 
@@ -41,19 +48,14 @@ class Session:
             weights: uint8 [plan.weight_bytes], 64-byte aligned; borrowed and never written.
             threads: workers of all runs together; those the program was compiled for by default,
                 and never more than that.
+            workers: shared with other sessions, in place of `threads`.
 
         Raises:
             OptionError: threads < 1.
             GraphoptError: the weights are too few or not aligned.
         """
-        threads = plan.threads if threads is None else threads
-        if threads < 1:
-            raise OptionError("run", f"threads is {threads}; at least 1 is needed.")
-        if threads != plan.threads:
-            log.warning(
-                "the program was compiled and tuned for %d threads; it runs with %d",
-                *(plan.threads, min(threads, plan.threads)),
-            )
+        if workers is None:
+            workers = _own_workers(plan.threads, threads)
         aligned = not plan.weight_bytes or address(weights) % ALIGNMENT == 0
         if weights.nbytes < plan.weight_bytes or not aligned:
             raise GraphoptError(
@@ -62,13 +64,14 @@ class Session:
                 f"{plan.weight_bytes} bytes aligned to {ALIGNMENT} are needed.",
             )
         self.plan = plan
-        self.threads = min(threads, plan.threads)
+        self.threads = min(workers.limit, plan.threads)
         self._inputs = InputBinder(plan.inputs)
         self._outputs = OutputBinder(plan.outputs)
         self._program = Program(plan, module, weights)
-        self._crew = Crew(self._program, self.threads)
-        self._finalizer = _stop_when_dropped(self, self._crew)
-        _renew_after_fork(self)
+        self._workers = workers
+        self._crew = Crew(self._program, workers)
+        # Registered after the workers' own hook, so they are new when this is called.
+        os.register_at_fork(after_in_child=call_if_alive(weakref.WeakMethod(self._renew)))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -104,7 +107,7 @@ class Session:
         mine = self._outputs.check(out) if out is not None else {}
         results, written = self._outputs.arrays(mine)
         crew = self._crew
-        turn = Turn()
+        turn = Turn(crew.size)
         try:
             job = crew.enter(turn)
             read = self._inputs.addresses(arrays, job.workspace, mine)
@@ -134,7 +137,7 @@ class Session:
             watch = Stopwatch(len(self.plan.calls))
             _results, written = self._outputs.arrays({})  # _results keeps the memory alive
             crew = self._crew
-            turn = Turn()
+            turn = Turn(crew.size)
             try:
                 watch.start()
                 job = crew.enter(turn)
@@ -148,9 +151,11 @@ class Session:
         return summarise(self.plan, watches)
 
     def close(self) -> None:
-        """Stop the workers, after runs that are under way; later runs raise GraphoptError."""
-        self._crew.close()
-        self._finalizer.detach()
+        """Stop the workers, after runs that are under way; later runs raise GraphoptError.
+
+        Sessions that share the workers are closed too.
+        """
+        self._workers.close()
 
     def __enter__(self) -> Session:
         return self
@@ -164,13 +169,20 @@ class Session:
         self.close()
 
     def _renew(self) -> None:
-        """In a forked child: threads, locks and semaphores of the parent do not exist here."""
-        closed = self._crew.closed
-        self._finalizer.detach()
-        self._crew = Crew(self._program, self.threads)
-        if closed:
-            self._crew.close()
-        self._finalizer = _stop_when_dropped(self, self._crew)
+        """In a forked child: other threads of the parent keep what they had of the crew's."""
+        self._crew = Crew(self._program, self._workers)
+
+
+def _own_workers(compiled: int, wanted: int | None) -> Workers:
+    wanted = compiled if wanted is None else wanted
+    if wanted < 1:
+        raise OptionError("run", f"threads is {wanted}; at least 1 is needed.")
+    if wanted != compiled:
+        log.warning(
+            "the program was compiled and tuned for %d threads; it runs with %d",
+            *(compiled, min(wanted, compiled)),
+        )
+    return Workers(min(wanted, compiled))
 
 
 def _deliver(results: Arrays, mine: Arrays) -> Arrays:
@@ -180,22 +192,3 @@ def _deliver(results: Arrays, mine: Arrays) -> Arrays:
             array[...] = results[name]
             results[name] = array
     return results
-
-
-def _stop_when_dropped(session: Session, crew: Crew) -> weakref.finalize[..., Session]:
-    finalizer = weakref.finalize(session, crew.stop)
-    # At exit the workers stay parked: a thread that wakes while the interpreter goes down is
-    # ended inside native code, which may abort the process.
-    finalizer.atexit = False
-    return finalizer
-
-
-def _renew_after_fork(session: Session) -> None:
-    weak = weakref.ref(session)
-
-    def renew() -> None:
-        alive = weak()
-        if alive is not None:
-            alive._renew()
-
-    os.register_at_fork(after_in_child=renew)

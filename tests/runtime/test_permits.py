@@ -12,9 +12,9 @@ from graphopt.runtime.permits import Permits, Ticket
 
 
 def test_a_lone_caller_gets_the_team() -> None:
-    permits = Permits(4, 4)
+    permits = Permits(4)
     for _ in range(3):
-        ticket = Ticket()
+        ticket = Ticket(4)
         permits.acquire(ticket)
         assert ticket.granted == 4
         permits.release(ticket)
@@ -22,18 +22,18 @@ def test_a_lone_caller_gets_the_team() -> None:
 
 
 def test_without_a_team_callers_run_side_by_side() -> None:
-    permits = Permits(2, 1)
-    first, second = Ticket(), Ticket()
+    permits = Permits(2)
+    first, second = Ticket(1), Ticket(1)
     permits.acquire(first)
     permits.acquire(second)  # would wait for ever if there were only one
     assert (first.granted, second.granted) == (1, 1)
 
 
 def test_callers_in_a_queue_get_one_worker_each() -> None:
-    permits = Permits(3, 3)
-    lone = Ticket()
+    permits = Permits(3)
+    lone = Ticket(3)
     permits.acquire(lone)
-    tickets = [Ticket() for _ in range(5)]
+    tickets = [Ticket(3) for _ in range(5)]
     go_on = [threading.Event() for _ in tickets]
 
     def work(ticket: Ticket, go: threading.Event) -> None:
@@ -64,9 +64,9 @@ def permits_first(tickets: list[Ticket]) -> list[Ticket]:
 
 
 def test_release_can_be_repeated_and_needs_no_grant() -> None:
-    permits = Permits(2, 2)
-    permits.release(Ticket())
-    ticket = Ticket()
+    permits = Permits(2)
+    permits.release(Ticket(2))
+    ticket = Ticket(2)
     permits.acquire(ticket)
     permits.release(ticket)
     permits.release(ticket)
@@ -76,8 +76,8 @@ def test_release_can_be_repeated_and_needs_no_grant() -> None:
 
 
 def test_a_caller_who_leaves_the_queue_lets_the_next_one_in() -> None:
-    permits = Permits(1, 1)
-    lone, quitter, last = Ticket(), Ticket(), Ticket()
+    permits = Permits(1)
+    lone, quitter, last = Ticket(1), Ticket(1), Ticket(1)
     permits.acquire(lone)
     threads = []
     for ticket in (quitter, last):
@@ -92,13 +92,13 @@ def test_a_caller_who_leaves_the_queue_lets_the_next_one_in() -> None:
 
 
 def test_closing_turns_waiting_callers_away() -> None:
-    permits = Permits(1, 1)
-    lone = Ticket()
+    permits = Permits(1)
+    lone = Ticket(1)
     permits.acquire(lone)
     refused = []
 
     def wait() -> None:
-        ticket = Ticket()
+        ticket = Ticket(1)
         try:
             permits.acquire(ticket)
         except GraphoptError as error:
@@ -117,18 +117,18 @@ def test_closing_turns_waiting_callers_away() -> None:
     permits.release(lone)
     assert permits.close()
     with pytest.raises(GraphoptError, match="closed"):
-        permits.acquire(Ticket())
+        permits.acquire(Ticket(1))
 
 
 @pytest.mark.parametrize("team", [1, 3])
 def test_never_more_workers_than_the_limit(team: int) -> None:
-    permits, lock = Permits(3, team), threading.Lock()
+    permits, lock = Permits(3), threading.Lock()
     busy, highest = 0, 0
 
     def work() -> None:
         nonlocal busy, highest
         for _ in range(300):
-            ticket = Ticket()
+            ticket = Ticket(team)
             permits.acquire(ticket)
             taken = ticket.granted
             with lock:

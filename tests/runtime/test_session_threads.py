@@ -126,7 +126,7 @@ def test_closing_waits_for_nobody_and_hurts_no_run(new_session: NewSession) -> N
     results: list[dict[str, Any]] = []
     caller = threading.Thread(target=lambda: results.append(session.run(toy_inputs(1))))
     caller.start()
-    while session._crew._permits.idle:
+    while session._workers.permits.idle:
         time.sleep(0.001)
     session.close()
     with pytest.raises(GraphoptError, match="closed"):
@@ -283,7 +283,7 @@ def test_interrupts_lose_no_worker() -> None:
                 caught += 1
         stop = True
         caller.join()
-        assert session._crew._permits.idle
+        assert session._workers.permits.idle
         for seed in range(20): check(session, seed)
         print("fine", caught > 20)
         """,

@@ -87,7 +87,9 @@ def scheduled(candidate: Candidate) -> Any:
 def build(candidate: Candidate, traits: TargetTraits) -> Any:
     """The candidate as a TVM module for this host whose "main" has the packed API."""
     func = scheduled(candidate)
-    return tvm.driver.build(tvm.IRModule({"main": func}), target=host_target(traits))
+    # As graphopt.codegen: TVM's elimination of common subexpressions is wrong inside a Let.
+    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
+        return tvm.driver.build(tvm.IRModule({"main": func}), target=host_target(traits))
 
 
 def physical_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -148,4 +149,38 @@ def test_epilogue() -> None:
     actual = run_candidate(candidate, workload, inputs, AVX512)
     value = reference(workload, inputs)
     expected = reference_epilogue(steps, value, inputs[3:], value.shape)
+    assert relative_error(actual, expected) <= LIMIT
+
+
+@pytest.mark.parametrize("inside", list(itertools.product((False, True), repeat=4)), ids=str)
+def test_heads_inside(inside: tuple[bool, bool, bool, bool]) -> None:
+    """Any of q, k, v and the output as (B,S,H,D): the same values at other places."""
+    steps = Epilogue((TensorSig((2, 1, 19, 20)),), (Step("add", (0, 1)),))
+    outside = workload_of(2, 3, 19, 21, 17, 20, (2, 1, 19, 21), epilogue=steps)
+    inputs = random_inputs(outside)
+    expected = reference_epilogue(steps, reference(outside, inputs), inputs[4:], (2, 3, 19, 20))
+
+    def sig(given: TensorSig, swap: bool) -> TensorSig:
+        b, h, s, d = given.shape
+        return replace(given, shape=(b, s, h, d) if swap else given.shape)
+
+    op = outside.op
+    moved = tuple(sig(s, i) for s, i in zip(op.inputs, (*inside[:3], False), strict=True))
+    operand = sig(steps.operands[0], inside[3])
+    workload = Workload(
+        replace(
+            op,
+            inputs=moved,
+            output=sig(op.output, inside[3]),
+            attrs=(*op.attrs, ("heads_inside", inside)),
+        ),
+        replace(steps, operands=(operand,)),
+    )
+    swaps = (*inside[:3], False, inside[3])
+    given = [x.swapaxes(1, 2) if i else x for x, i in zip(inputs, swaps, strict=True)]
+    (candidate,) = attention.candidates(workload, AVX512)
+    (plain,) = attention.candidates(outside, AVX512)
+    assert candidate.cost == plain.cost
+    actual = run_candidate(candidate, workload, given, AVX512)
+    actual = actual.swapaxes(1, 2) if inside[3] else actual
     assert relative_error(actual, expected) <= LIMIT
