@@ -111,7 +111,7 @@ class _KernelBuilder:
             body.append(tirx.DeclBuffer(param, data=data))
         for statement in _sequence(function.body):
             if isinstance(statement, tirx.AllocBuffer):
-                body.append(self._workspace(statement.buffer, shared=True))
+                body.append(self._allocate(statement))
             elif isinstance(statement, (tirx.DeclBuffer, tirx.Bind)):
                 body.append(statement)
             else:
@@ -142,6 +142,16 @@ class _KernelBuilder:
     def _wait(self) -> Stmt:
         tasks = tirx.Cast("int64", self.tasks)
         return tirx.Evaluate(tirx.call_extern("void", "graphopt_barrier", self.barrier, tasks))
+
+    def _allocate(self, statement: Any) -> Stmt:
+        """An allocation outside loops: shared by the workers, unless it is a worker's registers.
+
+        Those come here when a parallel loop had one iteration and dissolved.
+        """
+        buffer = statement.buffer
+        if buffer.scope() == "local" and _nbytes(buffer) <= STACK_BYTES:
+            return statement
+        return self._workspace(buffer, shared=True)
 
     def _workspace(self, buffer: Any, shared: bool) -> Stmt:
         """Declare `buffer` in a new workspace parameter (this worker's piece if not shared)."""

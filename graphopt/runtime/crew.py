@@ -96,8 +96,9 @@ class Crew:
     def __init__(self, program: Program, workers: Workers) -> None:
         self._program = program
         self._workers = workers
-        # What lone callers take. The workers may be for programs that want more.
-        self.size = min(workers.limit, program.plan.threads) if program.shareable else 1
+        self._size = min(workers.limit, program.plan.threads) if program.shareable else 1
+        # A team claims all workers, even those it has no use for: it runs with nobody beside it.
+        self.claim = workers.limit if self._size > 1 else 1
         self._team_job: Job | None = None
         # Jobs of lone workers. Taken from the end: what was used last is likeliest in cache.
         self._free: list[Job] = []
@@ -135,9 +136,9 @@ class Crew:
     def _assemble(self, turn: Turn) -> Job:
         """The team's job, with its workers waiting; a lone worker's if none can be started."""
         solo = self._solo(turn)
-        job = self._program.job(solo.workspace, self.size)
+        job = self._program.job(solo.workspace, self._size)
         try:
-            self._workers.lead(job.context, self.size, self._program.serve)
+            self._workers.lead(job.context, self._size, self._program.serve)
         except RuntimeError as error:
             log.warning("no worker threads can be started, this run uses one thread: %s", error)
             return solo

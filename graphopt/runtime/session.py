@@ -107,7 +107,7 @@ class Session:
         mine = self._outputs.check(out) if out is not None else {}
         results, written = self._outputs.arrays(mine)
         crew = self._crew
-        turn = Turn(crew.size)
+        turn = Turn(crew.claim)
         try:
             job = crew.enter(turn)
             read = self._inputs.addresses(arrays, job.workspace, mine)
@@ -137,7 +137,7 @@ class Session:
             watch = Stopwatch(len(self.plan.calls))
             _results, written = self._outputs.arrays({})  # _results keeps the memory alive
             crew = self._crew
-            turn = Turn(crew.size)
+            turn = Turn(crew.claim)
             try:
                 watch.start()
                 job = crew.enter(turn)

@@ -11,7 +11,7 @@ from graphopt.passes.arithmetic import CanonicalizeArithmetic
 from graphopt.passes.attention import RecoverAttention
 from graphopt.passes.base import bindings_of, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
-from graphopt.passes.values import op_name, permutation
+from graphopt.passes.values import op_name
 
 B, H, S, T, D, E = 2, 3, 4, 5, 8, 6
 QKV = {"q": (B, H, S, D), "k": (B, H, T, D), "v": (B, H, T, E)}
@@ -167,16 +167,13 @@ def vit_block(x):
 
 
 def test_vit_block():
-    """No slice and only (B,S,H,D) ↔ (B,H,S,D) is left; the sum directly follows its product."""
+    """Neither slices nor transposes are left; the sum directly follows its product."""
     before = make({"x": (1, 7, 12)}, vit_block)
     graph, _ = run_pipeline(before, PIPELINE)
     assert_same_function(before, graph)
     assert sorted(kinds(graph)) == sorted(
-        ["matmul", "add", "reshape", "permute_dims"] * 3
-        + ["graphopt.attention", "permute_dims", "reshape", "matmul", "add", "add"]
+        ["matmul", "add", "reshape"] * 3 + ["graphopt.attention", "reshape", "matmul", "add", "add"]
     )
-    moves = [b.value for b in bindings_of(graph) if op_name(b.value) == "permute_dims"]
-    assert [permutation(move) for move in moves] == [(0, 2, 1, 3)] * 4
     assert kinds(graph)[-3:] == ["matmul", "add", "add"]
 
 
@@ -199,5 +196,5 @@ def test_paddle_block():
     graph, _ = run_pipeline(before, PIPELINE)
     assert_same_function(before, graph)
     assert "strided_slice" not in kinds(graph)
-    assert kinds(graph).count("permute_dims") == 4
+    assert "permute_dims" not in kinds(graph)
     assert scale_of(graph) == pytest.approx(0.57735)
