@@ -16,28 +16,31 @@ from graphopt.artifact.machine import unfit_reason
 from graphopt.building import Builder
 from graphopt.bundling import Specialisation, parts
 from graphopt.codegen.plan import TensorSpec
-from graphopt.config import CompileConfig, ShapesOption
+from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import InputError, OptionError
 from graphopt.frontend.load import load_model
 from graphopt.frontend.model import OnnxModel
 from graphopt.report import Report
 from graphopt.runtime.profiler import Profile
 from graphopt.runtime.session import Session
-from graphopt.signature import Signature, signature_of
+from graphopt.runtime.workers import Workers
+from graphopt.signature import Signature, bound_inputs, signature_of
 from graphopt.specialisations import (
+    Key,
     OnceCache,
-    ShapeKey,
     describe,
+    key_of,
     merge_specs,
     only_input,
-    shape_key,
+    unbound,
+    value_of,
 )
 
 Array = np.ndarray[Any, Any]
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 MAX_SPECIALISATIONS = 16
-"""Programs kept for shapes that were seen in calls; those asked for by `shapes` come on top."""
+"""Programs kept for inputs seen in calls; those asked for when compiling come on top."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ def compile(  # noqa: A001 (the public contract's name)
     target: Any = "cpu",
     *,
     shapes: ShapesOption = None,
+    constants: ConstantsOption = None,
     threads: int | None = None,
     tuning_log: Any = None,
     numerics: str = "default",
@@ -60,8 +64,11 @@ def compile(  # noqa: A001 (the public contract's name)
     """Compile an ONNX model.
 
     A model whose input shapes are all known, by itself or by `shapes`, is compiled now; another
-    one is compiled when it is first called, once for each set of input shapes. Machine code is
-    made when the program is first run or saved.
+    one is compiled when it is first called, once for each set of input shapes. Inputs of whole
+    numbers or bools that act as shapes, axes, counts or modes are compiled in with their values:
+    such a model is compiled now for the values in `constants`, else once for each set of values
+    seen. They remain inputs: every call gives them. Machine code is made when the program is
+    first run or saved.
 
     Args:
         model: a path, the bytes of an .onnx file, or a ModelProto.
@@ -69,6 +76,8 @@ def compile(  # noqa: A001 (the public contract's name)
             processor by LLVM's name, or a TargetSpec.
         shapes: input name → shape, or a list of such dicts: one specialisation each, with shared
             weights. A named dimension bound by one input is bound in the others too.
+        constants: input name → value for inputs that are compiled in, such as {"rate": 16000}, or
+            a list of such dicts: the k-th goes with the k-th of `shapes`, one alone with all.
         threads: workers that share one run; None for the physical cores.
         tuning_log: None for the shipped records, () for none.
         numerics: "default", or "strict": nothing that spreads non-finite values or reassociates
@@ -79,13 +88,15 @@ def compile(  # noqa: A001 (the public contract's name)
         cache: look the program up on disk first and keep it there; silently off without a linker.
 
     Raises:
-        OptionError: an option is unknown or out of range, or the shapes do not fit the model.
+        OptionError: an option is unknown or out of range, or the shapes or constants do not fit
+            the model.
         ModelError: the model cannot be read, is invalid, or uses something unsupported.
         CompileError: a later stage failed.
     """
     config = CompileConfig.of(
         target=target,
         shapes=shapes,
+        constants=constants,
         threads=threads,
         tuning_log=tuning_log,
         numerics=numerics,
@@ -105,16 +116,23 @@ class CompiledModel:
     def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
         self._model, self._config = model, config
         self._signature: Signature = signature_of(model)
-        self._builder = Builder(model, config)
-        limit = MAX_SPECIALISATIONS + len(config.shapes)
-        self._programs: OnceCache[ShapeKey, _Ready] = OnceCache(limit)
+        given = [constant for constants in config.constants for constant in constants]
+        bound = bound_inputs(model, self._signature, given)
+        self._bound = tuple(bound)
+        self._static = self._signature.static and not bound
+        self._builder = Builder(model, config, self._signature.inputs, self._bound)
+        self._workers = Workers(config.threads)
+        limit = MAX_SPECIALISATIONS + len(config.specialisations)
+        self._programs: OnceCache[Key, _Ready] = OnceCache(limit)
         self._only: Session | None = None
-        wanted = [self._signature.bind(dict(shapes)) for shapes in config.shapes]
-        if not wanted and self._signature.static:
-            wanted = [self._signature.bind({})]
-        keys = list(dict.fromkeys(tuple(shapes.values()) for shapes in wanted))
-        for key, item in zip(keys, self._builder.build(keys, self._names), strict=True):
-            ready = _Ready(item, config)
+        wanted = config.specialisations or (((), ()),) * self._static
+        keys = list(
+            dict.fromkeys(
+                self._signature.key(dict(shapes), constants, bound) for shapes, constants in wanted
+            )
+        )
+        for key, item in zip(keys, self._builder.build(keys), strict=True):
+            ready = _Ready(item, config, self._workers)
             self._programs.get(key, lambda ready=ready: ready, pin=True)  # type: ignore[misc]
 
     @property
@@ -125,7 +143,7 @@ class CompiledModel:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs; a dimension is None where it depends on the inputs' shapes."""
-        if not self._signature.static:
+        if not self._static:
             return self._signature.outputs
         return merge_specs([ready.item.plan.outputs for _, ready in self._programs.items()])
 
@@ -142,8 +160,14 @@ class CompiledModel:
     @property
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
         """The input shapes compiled so far."""
-        names = self._names
-        return tuple(dict(zip(names, key, strict=True)) for key, _ in self._programs.items())
+        names = [spec.name for spec in self._signature.inputs]
+        return tuple(dict(zip(names, key.shapes, strict=True)) for key, _ in self._programs.items())
+
+    @property
+    def constants(self) -> tuple[dict[str, Array], ...]:
+        """The values that are compiled in, by input name; in the order of `shapes`."""
+        items = [ready.item for _, ready in self._programs.items()]
+        return tuple({bound.name: value_of(bound) for bound in item.bound} for item in items)
 
     @property
     def report(self) -> Report:
@@ -166,7 +190,7 @@ class CompiledModel:
     def run(
         self, inputs: Mapping[str, Any], out: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        """Outputs by name for arrays by input name; compiles for input shapes not seen before.
+        """Outputs by name for arrays by input name; compiles for what was not seen before.
 
         Args:
             out: arrays that receive the outputs instead of new ones.
@@ -174,7 +198,9 @@ class CompiledModel:
         Raises:
             InputError: names, dtypes or shapes do not fit.
         """
-        return (self._only or self._session(inputs)).run(inputs, out)
+        if self._only is not None:
+            return self._only.run(inputs, out)
+        return self._session(inputs).run(unbound(inputs, self._bound), out)
 
     def __call__(self, value: Any) -> dict[str, Array]:
         """run() on a dict of inputs, or on the array of the only input."""
@@ -182,59 +208,60 @@ class CompiledModel:
 
     def profile(self, inputs: Mapping[str, Any], repeats: int = 20) -> Profile:
         """Time per call site, with its ONNX nodes, over `repeats` runs with these inputs."""
-        return (self._only or self._session(inputs)).profile(inputs, repeats)
+        return self._session(inputs).profile(unbound(inputs, self._bound), repeats)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the specialisations compiled so far to one .gopt file.
 
         Raises:
             CompileError: there is no linker, or it fails.
-            OptionError: nothing is compiled yet, because the model's input shapes are open.
+            OptionError: nothing is compiled yet, because the model leaves shapes or values open.
             ArtifactError: the file cannot be written; an old one stays as it was.
         """
         items = self._compiled("save")
         self._builder.linker()  # before any work
         bundle.save(path, *parts(self._builder.share_weights(items)))
 
-    @property
-    def _names(self) -> list[str]:
-        return [spec.name for spec in self._signature.inputs]
-
     def _compiled(self, stage: str) -> list[Specialisation]:
         items = [ready.item for _, ready in self._programs.items()]
         if not items:
+            flags = "" if self._signature.static else "shapes=… (--shape NAME=1,…)"
+            if self._bound:
+                flags += (" and " if flags else "") + "constants=… (--constant NAME=VALUE)"
             raise OptionError(
                 stage,
-                "nothing is compiled yet, because the model leaves input dimensions open.",
-                hint="give shapes=… to compile() (--shape NAME=1,…), or run the model first.",
+                "nothing is compiled yet, because the model leaves input dimensions or values "
+                "that it needs open.",
+                hint=f"give {flags} to compile(), or run the model first.",
             )
         return items
 
     def _session(self, inputs: Mapping[str, Any]) -> Session:
-        if self._signature.static:
+        if self._static:
             # The session itself refuses inputs that do not fit the only specialisation.
             ((_, ready),) = self._programs.items()
             self._only = ready.session()
             return self._only
-        key = shape_key(inputs, self._signature.inputs)
+        key = key_of(inputs, self._signature.inputs, self._bound)
         return self._programs.get(key, lambda: self._specialise(key)).session()
 
-    def _specialise(self, key: ShapeKey) -> _Ready:
-        names = self._names
+    def _specialise(self, key: Key) -> _Ready:
+        specs = self._signature.inputs
         try:
-            self._signature.bind(dict(zip(names, key, strict=True)))
+            self._signature.bind({s.name: d for s, d in zip(specs, key.shapes, strict=True)})
         except OptionError as error:
             raise InputError("run", error.reason, hint=error.hint) from error
-        log.info("compiling for %s", describe(key, self._signature.inputs))
-        return _Ready(self._builder.build([key], names)[0], self._config)
+        log.info("compiling for %s", describe(key, specs, self._bound))
+        return _Ready(self._builder.build([key])[0], self._config, self._workers)
 
 
 class _Ready:
     """A specialisation and the session that runs it, opened when it is first needed."""
 
-    def __init__(self, item: Specialisation, config: CompileConfig) -> None:
+    def __init__(self, item: Specialisation, config: CompileConfig, workers: Workers) -> None:
         self.item = item
         self._config = config
+        self._workers = workers
         self._lock = threading.Lock()
         self._session: Session | None = None
 
@@ -255,4 +282,4 @@ class _Ready:
                 hint="save it and load it there.",
             )
         item = self.item
-        return Session(item.plan, item.module(), item.weights, self._config.threads)
+        return Session(item.plan, item.module(), item.weights, workers=self._workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from graphopt.artifact import bundle
 from graphopt.bundling import Specialisation, parts, specialisations_of, versions
 from graphopt.cache import CompileCache, cache_key, code_version, default_cache
 from graphopt.codegen.linker import Linker, find_linker, shared_library
+from graphopt.codegen.plan import TensorSpec
 from graphopt.compiler import Program, compile_program
 from graphopt.config import CompileConfig
 from graphopt.errors import CompileError, GraphoptError
 from graphopt.frontend.model import OnnxModel
 from graphopt.lowering.weights import WeightPool
 from graphopt.runtime.library import open_module
-from graphopt.specialisations import ShapeKey
+from graphopt.specialisations import Key, value_of
 
 Array = np.ndarray[Any, Any]
 
@@ -62,8 +63,19 @@ class _MachineCode:
 class Builder:
     """Makes a model's specialisations, one after another, with shared weights."""
 
-    def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        config: CompileConfig,
+        inputs: tuple[TensorSpec, ...],
+        bound: Sequence[str],
+    ) -> None:
+        """Args:
+        inputs: the model's, in its order.
+        bound: names of those whose values are compiled in.
+        """
         self._model, self._config = model, config
+        self._inputs, self._bound = inputs, bound
         self._pool = WeightPool()
         self._weights: Array | None = None
         self._cache: CompileCache | None = None
@@ -78,8 +90,8 @@ class Builder:
         """The linker for the target; CompileError if there is none."""
         return find_linker(self._config.target.arch)
 
-    def build(self, keys: Sequence[ShapeKey], names: Sequence[str]) -> list[Specialisation]:
-        """Programs for these input shapes: from the cache if it has exactly these."""
+    def build(self, keys: Sequence[Key]) -> list[Specialisation]:
+        """Programs for these shapes and values: from the cache if it has exactly these."""
         if not keys:
             return []
         entry = self._entry(keys)
@@ -88,8 +100,7 @@ class Builder:
             if found is not None:
                 return found
         with _COMPILER:
-            shapes = [dict(zip(names, key, strict=True)) for key in keys]
-            items = self.share_weights([self._compile(each) for each in shapes])
+            items = self.share_weights([self._compile(key) for key in keys])
         if entry is not None and self._cache is not None:
             self._cache.store(entry, bundle.to_bytes(*parts(items)))
         return items
@@ -105,9 +116,20 @@ class Builder:
             for item in items
         ]
 
-    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Specialisation:
+    def _compile(self, key: Key) -> Specialisation:
         target, threads = self._config.target, self._config.threads
-        program: Program = compile_program(self._model, self._config, shapes, None, self._pool)
+        inputs = tuple(
+            TensorSpec(spec.name, spec.dtype, shape)
+            for spec, shape in zip(self._inputs, key.shapes, strict=True)
+        )
+        bound = key.bound(inputs, self._bound)
+        constants = {each.name: value_of(each) for each in bound}
+        shapes = {
+            spec.name: shape
+            for spec, shape in zip(inputs, key.shapes, strict=True)
+            if spec.name not in constants
+        }
+        program: Program = compile_program(self._model, self._config, shapes, constants, self._pool)
         weights = program.weights
         if self._weights is not None and self._weights.nbytes == weights.nbytes:
             weights = self._weights  # nothing new: equal content
@@ -115,6 +137,8 @@ class Builder:
         code = _MachineCode(program.module, self.linker)
         return Specialisation(
             program.plan,
+            inputs,
+            bound,
             weights,
             program.report,
             target.key(threads),
@@ -125,12 +149,13 @@ class Builder:
             pooled=True,
         )
 
-    def _entry(self, keys: Sequence[ShapeKey]) -> str | None:
+    def _entry(self, keys: Sequence[Key]) -> str | None:
         if self._cache is None:
             return None
         config, target = self._config, self._config.target
         facts = {
-            "shapes": keys,
+            "specialisations": keys,
+            "bound": list(self._bound),
             "target": [target.key(config.threads), target.triple, target.mcpu, *target.mattr],
             "numerics": config.numerics,
             "tuning_log": None if config.tuning_log is None else list(config.tuning_log),
@@ -140,7 +165,7 @@ class Builder:
         }
         return cache_key(self._model.digest().encode(), facts)
 
-    def _find(self, entry: str, keys: Sequence[ShapeKey]) -> list[Specialisation] | None:
+    def _find(self, entry: str, keys: Sequence[Key]) -> list[Specialisation] | None:
         assert self._cache is not None
         path = self._cache.find(entry)
         if path is None:
@@ -151,8 +176,7 @@ class Builder:
             log.debug("dropped a cached program: %s", error)
             self._cache.discard(entry)
             return None
-        found = [tuple(spec.shape for spec in item.plan.inputs) for item in items]
-        if found != list(keys):
+        if [item.key for item in items] != list(keys):
             self._cache.discard(entry)
             return None
         log.info("found in the compile cache")

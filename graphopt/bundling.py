@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from graphopt.artifact.bundle import Artifact
-from graphopt.artifact.manifest import Entry, Manifest
-from graphopt.codegen.plan import Plan
+from graphopt.artifact.manifest import Entry, Manifest, entry_inputs
+from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
 from graphopt.errors import ArtifactError
 from graphopt.report import Report
-from graphopt.specialisations import merge_specs
+from graphopt.specialisations import Key, merge_specs
 
 Weights = np.ndarray[Any, Any]
 
@@ -24,9 +24,11 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, eq=False)
 class Specialisation:
-    """A model's program for one set of input shapes, however it came to be.
+    """A model's program for one set of input shapes and values, however it came to be.
 
     Attributes:
+        inputs: all of the model's, in its order, those compiled in too.
+        bound: inputs whose values are compiled in; the plan has only the others.
         weights: uint8 [plan.weight_bytes] or longer, 64-byte aligned.
         target, architecture, features: as in the manifest's Entry.
         module: gives the runtime module with `run` and `serve`.
@@ -35,6 +37,8 @@ class Specialisation:
     """
 
     plan: Plan
+    inputs: tuple[TensorSpec, ...]
+    bound: tuple[BoundInput, ...]
     weights: Weights
     report: Report
     target: str
@@ -44,6 +48,12 @@ class Specialisation:
     library: Callable[[], bytes]
     pooled: bool = False
 
+    @property
+    def key(self) -> Key:
+        """What it is specialised for."""
+        shapes = tuple(tuple(dim or 0 for dim in spec.shape) for spec in self.inputs)
+        return Key(shapes, tuple(bound.values for bound in self.bound))
+
 
 def parts(specialisations: Sequence[Specialisation]) -> tuple[Manifest, list[bytes], Weights]:
     """The manifest, modules and weights of a file with these programs, at least one.
@@ -52,11 +62,11 @@ def parts(specialisations: Sequence[Specialisation]) -> tuple[Manifest, list[byt
     """
     offsets, weights = _concatenate([spec.weights for spec in specialisations])
     entries = tuple(
-        Entry(s.plan, s.target, s.architecture, s.features, offset)
+        Entry(s.plan, s.target, s.architecture, s.features, offset, s.bound)
         for s, offset in zip(specialisations, offsets, strict=True)
     )
     manifest = Manifest(
-        inputs=merge_specs([s.plan.inputs for s in specialisations]),
+        inputs=merge_specs([s.inputs for s in specialisations]),
         outputs=merge_specs([s.plan.outputs for s in specialisations]),
         entries=entries,
         versions=versions(),
@@ -82,6 +92,8 @@ def specialisations_of(
         entry = artifact.manifest.entries[index]
         return Specialisation(
             entry.plan,
+            entry_inputs(artifact.manifest, entry),
+            entry.bound,
             artifact.entry_weights(index),
             read_report(reports[index]),
             entry.target,

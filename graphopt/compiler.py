@@ -52,7 +52,8 @@ def compile_program(
 
     Args:
         shapes: of the inputs that the model leaves unbound; others may be repeated.
-        constants: integer inputs that act as shapes, axes or counts, with their values.
+        constants: inputs that act as shapes, axes, counts or modes, with their values; they are
+            no inputs of the program.
         pool: packed constants shared with other programs of the same model.
 
     Raises:
@@ -74,13 +75,23 @@ def compile_program(
         lowered = lower_graph(graph, traits, target, pool, options)
     emitted = lowered.emitted
     with stages("codegen"):
-        module = build(emitted.plan, emitted.kernels, target, config.target.arch)
+        module = build(
+            emitted.plan,
+            emitted.kernels,
+            target,
+            config.target.arch,
+            flush_subnormals=config.numerics != "strict",
+        )
     with stages("weights"):
         weights = pool.block()
     report = Report(
         target=config.target.key(config.threads),
         threads=config.threads,
-        shapes={spec.name: _static(spec.shape) for spec in emitted.plan.inputs},
+        shapes={
+            **{name: tuple(value.shape) for name, value in (constants or {}).items()},
+            **{spec.name: _static(spec.shape) for spec in emitted.plan.inputs},
+        },
+        constants={name: value.tolist() for name, value in (constants or {}).items()},
         seconds=stages.seconds,
         nodes=len(prepared.proto.graph.node),
         operations=lowered.operations,

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from graphopt.errors import OptionError
 from graphopt.runtime.host import physical_cores
@@ -20,6 +22,19 @@ Shapes: TypeAlias = tuple[tuple[str, Shape], ...]
 ShapesOption: TypeAlias = (
     "Mapping[str, Sequence[int]] | Iterable[Mapping[str, Sequence[int]]] | None"
 )
+
+
+class Constant(NamedTuple):
+    """The value that an input is bound to: elements in row-major order."""
+
+    name: str
+    shape: Shape
+    values: tuple[int, ...]
+
+
+Constants: TypeAlias = tuple[Constant, ...]
+"""The values of one specialisation, sorted by name."""
+ConstantsOption: TypeAlias = "Mapping[str, Any] | Iterable[Mapping[str, Any]] | None"
 
 NUMERICS = ("default", "strict")
 MAX_THREADS = 1024
@@ -35,6 +50,8 @@ class CompileConfig:
         threads: workers that share one run.
         shapes: the specialisations asked for in advance; empty means "as the model says, else per
             shapes seen".
+        constants: values of inputs that act as shapes, axes, counts or modes; the k-th with the
+            k-th of `shapes`, one alone with all of them.
         tuning_log: None for the shipped records, () for none.
         numerics: "default", or "strict": no Winograd, nothing that spreads non-finite values.
         dump_ir: directory for the IR after each pass that changed it.
@@ -45,6 +62,7 @@ class CompileConfig:
     target: TargetSpec = field(default_factory=lambda: TargetSpec.parse("cpu"))
     threads: int = field(default_factory=physical_cores)
     shapes: tuple[Shapes, ...] = ()
+    constants: tuple[Constants, ...] = ()
     tuning_log: tuple[()] | None = None
     numerics: str = "default"
     dump_ir: Path | None = None
@@ -70,6 +88,24 @@ class CompileConfig:
             raise OptionError(
                 "options", f"max_weight_growth must be at least 1 and finite, not {growth!r}."
             )
+        if len(self.shapes) > 1 < len(self.constants) != len(self.shapes):
+            raise OptionError(
+                "options",
+                f"{len(self.shapes)} sets of shapes and {len(self.constants)} sets of constants.",
+                hint="the k-th constants go with the k-th shapes: give as many, or one for all.",
+            )
+
+    @property
+    def specialisations(self) -> tuple[tuple[Shapes, Constants], ...]:
+        """Shapes and constants of each program that is asked for in advance."""
+        shapes, constants = self.shapes or ((),), self.constants or ((),)
+        if self.shapes == () == self.constants:
+            return ()
+        count = max(len(shapes), len(constants))
+        return tuple(
+            (shapes[min(k, len(shapes) - 1)], constants[min(k, len(constants) - 1)])
+            for k in range(count)
+        )
 
     @staticmethod
     def of(**options: Any) -> CompileConfig:
@@ -87,6 +123,8 @@ class CompileConfig:
             values["target"] = _target(values["target"])
         if "shapes" in values:
             values["shapes"] = parse_shapes(values["shapes"])
+        if "constants" in values:
+            values["constants"] = parse_constants(values["constants"])
         if "tuning_log" in values:
             values["tuning_log"] = _tuning_log(values["tuning_log"])
         if "dump_ir" in values:
@@ -154,6 +192,50 @@ def parse_shapes(option: Any) -> tuple[Shapes, ...]:
     if not found:
         raise OptionError("options", "the list of shapes is empty.", hint="leave shapes out.")
     return tuple(found)
+
+
+def parse_constants(option: Any) -> tuple[Constants, ...]:
+    """The values that a `constants` option gives: one mapping or several.
+
+    Raises:
+        OptionError: something is not a name, or not a whole number, a bool or an array of these.
+    """
+    entries = [option] if isinstance(option, Mapping) else option
+    if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):
+        entries = [entries]
+    found = tuple(_constants(entry) for entry in entries)
+    if not found:
+        raise OptionError("options", "the list of constants is empty.", hint="leave it out.")
+    return found
+
+
+def _constants(entry: Any) -> Constants:
+    if not isinstance(entry, Mapping):
+        raise OptionError(
+            "options",
+            f"constants must map input names to values, not {type(entry).__name__}.",
+            hint="for example constants={'rate': 16000}, or a list of such dicts.",
+        )
+    found = []
+    for name, value in entry.items():
+        if not isinstance(name, str):
+            raise OptionError(
+                "options", f"constants: an input's name must be a string, not {name!r}."
+            )
+        try:
+            array = np.asarray(value)
+        except ValueError:  # a ragged list
+            array = np.asarray(0.5)
+        if array.dtype.kind not in "iub":
+            raise OptionError(
+                "options",
+                f"constants: the value of '{name}' must be a whole number, a bool or an array of "
+                f"these, not {value!r}.",
+                hint="inputs of other types are data: give them when running.",
+            )
+        values = tuple(int(item) for item in array.ravel().tolist())
+        found.append(Constant(name, array.shape, values))
+    return tuple(sorted(found))
 
 
 def _specialisation(entry: Mapping[Any, Any]) -> Shapes:

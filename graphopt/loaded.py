@@ -19,7 +19,16 @@ from graphopt.runtime.host import physical_cores
 from graphopt.runtime.library import open_module
 from graphopt.runtime.profiler import Profile
 from graphopt.runtime.session import Session
-from graphopt.specialisations import OnceCache, ShapeKey, describe, only_input, shape_key
+from graphopt.runtime.workers import Workers
+from graphopt.specialisations import (
+    Key,
+    OnceCache,
+    describe,
+    key_of,
+    only_input,
+    unbound,
+    value_of,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -61,13 +70,14 @@ class LoadedModel:
         manifest = artifact.manifest
         self._inputs, self._outputs = manifest.inputs, manifest.outputs
         self._specialisations = {
-            tuple(_static(spec) for spec in item.plan.inputs): item
-            for item in specialisations_of(artifact, open_module)
+            item.key: item for item in specialisations_of(artifact, open_module)
         }
-        self._threads = _threads(threads, next(iter(self._specialisations.values())))
-        self._sessions: OnceCache[ShapeKey, Session] = OnceCache(len(self._specialisations))
+        first = next(iter(self._specialisations.values()))
+        self._bound = tuple(bound.name for bound in first.bound)
+        self._workers = Workers(_threads(threads, first))
+        self._sessions: OnceCache[Key, Session] = OnceCache(len(self._specialisations))
         self._only: Session | None = None
-        if len(self._specialisations) == 1:
+        if len(self._specialisations) == 1 and not self._bound:
             self._only = self._session(next(iter(self._specialisations)))
 
     @property
@@ -84,12 +94,18 @@ class LoadedModel:
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
         """The input shapes that this program accepts."""
         names = [spec.name for spec in self._inputs]
-        return tuple(dict(zip(names, key, strict=True)) for key in self._specialisations)
+        return tuple(dict(zip(names, key.shapes, strict=True)) for key in self._specialisations)
+
+    @property
+    def constants(self) -> tuple[dict[str, Array], ...]:
+        """The values that are compiled in, by input name; in the order of `shapes`."""
+        items = self._specialisations.values()
+        return tuple({bound.name: value_of(bound) for bound in item.bound} for item in items)
 
     @property
     def threads(self) -> int:
         """Workers that share one run."""
-        return self._threads
+        return self._workers.limit
 
     @property
     def report(self) -> Report:
@@ -112,8 +128,10 @@ class LoadedModel:
         Raises:
             InputError: names, dtypes or shapes do not fit.
         """
-        session = self._only or self._session(shape_key(inputs, self._inputs))
-        return session.run(inputs, out)
+        if self._only is not None:
+            return self._only.run(inputs, out)
+        session = self._session(key_of(inputs, self._inputs, self._bound))
+        return session.run(unbound(inputs, self._bound), out)
 
     def __call__(self, value: Any) -> dict[str, Array]:
         """run() on a dict of inputs, or on the array of the only input."""
@@ -121,8 +139,10 @@ class LoadedModel:
 
     def profile(self, inputs: Mapping[str, Any], repeats: int = 20) -> Profile:
         """Time per call site, with its ONNX nodes, over `repeats` runs with these inputs."""
-        session = self._only or self._session(shape_key(inputs, self._inputs))
-        return session.profile(inputs, repeats)
+        if self._only is not None:
+            return self._only.profile(inputs, repeats)
+        session = self._session(key_of(inputs, self._inputs, self._bound))
+        return session.profile(unbound(inputs, self._bound), repeats)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the same program to another file.
@@ -132,22 +152,19 @@ class LoadedModel:
         """
         bundle.save(path, *parts(list(self._specialisations.values())))
 
-    def _session(self, key: ShapeKey) -> Session:
+    def _session(self, key: Key) -> Session:
         item = self._specialisations.get(key)
         if item is None:
-            known = "; ".join(describe(known, self._inputs) for known in self._specialisations)
+            names = self._bound
+            known = "; ".join(describe(k, self._inputs, names) for k in self._specialisations)
             raise InputError(
                 "run",
-                f"this program has no specialisation for {describe(key, self._inputs)}.",
-                hint=f"it has: {known}. Other shapes need another compile().",
+                f"this program has no specialisation for {describe(key, self._inputs, names)}.",
+                hint=f"it has: {known}. Others need another compile().",
             )
         return self._sessions.get(
-            key, lambda: Session(item.plan, item.module(), item.weights, self._threads)
+            key, lambda: Session(item.plan, item.module(), item.weights, workers=self._workers)
         )
-
-
-def _static(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(dim or 0 for dim in spec.shape)
 
 
 def _threads(wanted: int | None, item: Specialisation) -> int:

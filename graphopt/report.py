@@ -36,6 +36,8 @@ class Report:
     """The account of one compiled program. Counts are of this specialisation.
 
     Attributes:
+        shapes: of all inputs. constants: the values of inputs that are compiled in, as (nested
+            lists of) whole numbers and bools.
         seconds: time per stage.
         nodes: ONNX nodes of the prepared model; operations: after the passes; groups: after
             fusion; kernels: distinct ones.
@@ -45,6 +47,7 @@ class Report:
     target: str
     threads: int
     shapes: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, Any]
     seconds: Mapping[str, float]
     nodes: int
     operations: int

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
+from graphopt.artifact.plan_json import VALUE_RANGES
 from graphopt.codegen.plan import TensorSpec
+from graphopt.config import Constant, suggestion
 from graphopt.errors import ModelError, OptionError
 from graphopt.frontend.model import OnnxModel
+from graphopt.frontend.prepare import prepare
 from graphopt.frontend.shapes import bind_shapes, dimensions, graph_inputs, static_shape
+from graphopt.frontend.specialise import value_inputs
+from graphopt.specialisations import MAX_VALUES, Key
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,50 @@ class Signature:
                 )
             bound[value.name] = shape
         return bound
+
+    def key(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        constants: Sequence[Constant],
+        bound: Mapping[str, str],
+    ) -> Key:
+        """The specialisation for these shapes and values; shapes that they imply may be left out.
+
+        Args:
+            bound: inputs whose values are needed → the node that needs them.
+
+        Raises:
+            OptionError: the shapes or values do not fit the model, or leave something open.
+        """
+        specs = {spec.name: spec for spec in self.inputs}
+        values: dict[str, tuple[int, ...]] = {}
+        implied: dict[str, tuple[int, ...]] = {}
+        for constant in constants:
+            spec = specs.get(constant.name)
+            if spec is None:
+                raise OptionError(
+                    "constants",
+                    f"'{constant.name}' is no input of the model.",
+                    hint=suggestion(constant.name, list(specs)),
+                )
+            implied[spec.name] = _implied_shape(constant, spec)
+            values[spec.name] = constant.values
+        for name, node in bound.items():
+            if name not in values:
+                raise OptionError(
+                    "constants",
+                    f"the value of input '{name}' is needed to compile node {node}.",
+                    hint=f"give it: constants={{'{name}': …}}, on the command line "
+                    f"--constant {name}=…",
+                )
+        found = self.bind({**implied, **shapes})
+        for name, shape in implied.items():
+            if found[name] != shape:
+                raise OptionError(
+                    "constants",
+                    f"the value of input '{name}' has shape {shape}, its shape is {found[name]}.",
+                )
+        return Key(tuple(found.values()), tuple(values[n] for n in specs if n in bound))
 
     def _unknown_ranks(self) -> bool:
         return any(dimensions(v.type) is None for v in graph_inputs(self._skeleton.graph))
@@ -93,3 +142,49 @@ def _show(value: ValueInfoProto) -> str:
         return "of unknown rank"
     dims = value.type.tensor_type.shape.dim
     return "(" + ", ".join(str(d.dim_value or d.dim_param or "?") for d in dims) + ")"
+
+
+def bound_inputs(
+    model: OnnxModel, signature: Signature, constants: Sequence[Constant]
+) -> dict[str, str]:
+    """Inputs whose values are compiled in → the first node that needs them, in the model's order.
+
+    Args:
+        constants: values that the user gives; those inputs are compiled in, needed or not.
+
+    Raises:
+        ModelError: the model is invalid.
+    """
+    needed: dict[str, str] = {}
+    # Most models have no such input and need no look inside.
+    if any(spec.dtype in VALUE_RANGES for spec in signature.inputs):
+        needed = value_inputs(prepare(model))
+    given = {constant.name: "(given as a constant)" for constant in constants}
+    found = {**given, **needed}
+    return {spec.name: found[spec.name] for spec in signature.inputs if spec.name in found}
+
+
+def _implied_shape(constant: Constant, spec: TensorSpec) -> tuple[int, ...]:
+    if spec.dtype not in VALUE_RANGES:
+        raise OptionError(
+            "constants",
+            f"input '{spec.name}' is {spec.dtype}; only inputs of whole numbers or bools can be "
+            "compiled in.",
+            hint="give its value when running.",
+        )
+    low, high = VALUE_RANGES[spec.dtype]
+    if len(constant.values) > MAX_VALUES:
+        raise OptionError(
+            "constants",
+            f"the value of input '{spec.name}' has {len(constant.values)} elements; at most "
+            f"{MAX_VALUES} can be compiled in.",
+        )
+    for value in constant.values:
+        if not low <= value <= high:
+            raise OptionError(
+                "constants", f"{value} is no value of input '{spec.name}', which is {spec.dtype}."
+            )
+    # One number serves for a tensor of one element too.
+    if constant.shape == () and all(dim in (1, None) for dim in spec.shape):
+        return (1,) * len(spec.shape)
+    return constant.shape

@@ -1,4 +1,4 @@
-"""One model, several sets of input shapes: which program fits, and making each only once."""
+"""One model, several input shapes and values: which program fits, and making each only once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,39 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from graphopt.codegen.plan import TensorSpec
+from graphopt.codegen.plan import BoundInput, TensorSpec
 from graphopt.errors import InputError
+from graphopt.runtime.memory import numpy_dtype
 
 ShapeKey: TypeAlias = tuple[tuple[int, ...], ...]
 """The shapes of all inputs, in the model's order."""
+
+MAX_VALUES = 4096
+"""Elements of an input whose value is compiled in; more is data, not a parameter."""
+
+
+class Key(NamedTuple):
+    """What a program is specialised for.
+
+    shapes: of all inputs, in the model's order. values: of those inputs whose values are compiled
+    in, in the model's order, each flattened in row-major order.
+    """
+
+    shapes: ShapeKey
+    values: tuple[tuple[int, ...], ...] = ()
+
+    def bound(self, specs: Sequence[TensorSpec], names: Sequence[str]) -> tuple[BoundInput, ...]:
+        """The compiled-in inputs `names`, given all inputs' `specs`."""
+        places = {spec.name: i for i, spec in enumerate(specs)}
+        return tuple(
+            BoundInput(name, specs[places[name]].dtype, self.shapes[places[name]], values)
+            for name, values in zip(names, self.values, strict=True)
+        )
+
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -80,6 +104,46 @@ class OnceCache(Generic[K, V]):
             del self._entries[key]
 
 
+def key_of(inputs: Mapping[str, Any], specs: Sequence[TensorSpec], bound: Sequence[str]) -> Key:
+    """The specialisation that `inputs` need; the values of the inputs `bound` belong to it.
+
+    Raises:
+        InputError: an input is missing or unknown, or a value in `bound` has the wrong type.
+    """
+    shapes = shape_key(inputs, specs)
+    if not bound:
+        return Key(shapes)
+    return Key(
+        shapes, tuple(_values(inputs[spec.name], spec) for spec in specs if spec.name in bound)
+    )
+
+
+def unbound(inputs: Mapping[str, Any], bound: Sequence[str]) -> Mapping[str, Any]:
+    """The inputs that a program takes, without those compiled in."""
+    return {name: value for name, value in inputs.items() if name not in bound} if bound else inputs
+
+
+def _values(value: Any, spec: TensorSpec) -> tuple[int, ...]:
+    array, dtype = np.asarray(value), numpy_dtype(spec.dtype)
+    # Python's own numbers have no type of their own to be wrong about.
+    if array.dtype != dtype and isinstance(value, (int, list, tuple)) and array.dtype.kind in "iub":
+        fitting = array.astype(dtype)
+        array = fitting if (fitting == array).all() else array
+    if array.dtype != dtype:
+        raise InputError(
+            "run",
+            f"input {spec.name!r} has the wrong type; expected {dtype}, got {array.dtype}: "
+            f"use array.astype({spec.dtype!r}).",
+        )
+    if array.size > MAX_VALUES:
+        raise InputError(
+            "run",
+            f"input {spec.name!r} has {array.size} elements, but it acts as a shape, an axis, a "
+            f"count or a mode; at most {MAX_VALUES} can be compiled in.",
+        )
+    return tuple(int(item) for item in array.ravel().tolist())
+
+
 def shape_key(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> ShapeKey:
     """The shapes of `inputs` in the order of `specs`.
 
@@ -135,7 +199,22 @@ def merge_specs(alternatives: Sequence[tuple[TensorSpec, ...]]) -> tuple[TensorS
     return tuple(merged)
 
 
-def describe(key: ShapeKey, specs: Sequence[TensorSpec]) -> str:
-    """A specialisation in words: "x=1,3,224,224 mask=1,128"."""
-    pairs = zip(specs, key, strict=True)
-    return " ".join(f"{spec.name}={','.join(map(str, shape))}" for spec, shape in pairs)
+def describe(key: Key, specs: Sequence[TensorSpec], bound: Sequence[str] = ()) -> str:
+    """A specialisation in words: "x=1,3,224,224 mask=1,128", "x=1,512 with rate = 16000"."""
+    words = " ".join(
+        f"{spec.name}={','.join(map(str, shape))}"
+        for spec, shape in zip(specs, key.shapes, strict=True)
+        if spec.name not in bound
+    )
+    values = ", ".join(f"{b.name} = {show_value(b)}" for b in key.bound(specs, bound))
+    return f"{words} with {values}" if words and values else words or values
+
+
+def show_value(bound: BoundInput) -> str:
+    """A compiled-in value in words: 16000, or [1, 2]."""
+    return str(value_of(bound).tolist())
+
+
+def value_of(bound: BoundInput) -> np.ndarray[Any, Any]:
+    """A compiled-in value as the array that a user would give."""
+    return np.array(bound.values, numpy_dtype(bound.dtype)).reshape(bound.shape)

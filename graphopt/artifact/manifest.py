@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.artifact import strict_json as sj
-from graphopt.artifact.plan_json import plan_from_json, plan_to_json, spec_from_json, spec_to_json
-from graphopt.codegen.plan import Plan, TensorSpec
+from graphopt.artifact.plan_json import (
+    bound_from_json,
+    bound_to_json,
+    plan_from_json,
+    plan_to_json,
+    spec_from_json,
+    spec_to_json,
+)
+from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
 from graphopt.errors import ArtifactError
 
 SCHEMA = 1
@@ -21,7 +28,7 @@ ABI = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """One compiled program: a specialisation for input shapes, a thread count and a target.
+    """One compiled program: a specialisation for input shapes and values, threads and a target.
 
     Attributes:
         plan: memory and kernel calls, with every dimension bound.
@@ -30,6 +37,8 @@ class Entry:
         features: CPU features its code needs, by LLVM's names ("avx512f", "neon").
         weights_offset: where its weights (plan.weight_bytes of them) begin in the weights
             member, a multiple of 64. Entries may share weights.
+        bound: inputs whose values are compiled in, in the manifest's order; the plan has only
+            the others.
     """
 
     plan: Plan
@@ -37,6 +46,7 @@ class Entry:
     architecture: str
     features: tuple[str, ...]
     weights_offset: int
+    bound: tuple[BoundInput, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,9 +149,22 @@ def decode(text: bytes) -> Manifest:
     )
     if not manifest.entries:
         raise sj.refuse("$.entries", "there is no program")
+    taken = {bound.name for bound in manifest.entries[0].bound}
+    names = [spec.name for spec in manifest.inputs if spec.name in taken]
     for index, entry in enumerate(manifest.entries):
-        _check_same_signature(manifest, entry.plan, f"$.entries[{index}].plan")
+        if [bound.name for bound in entry.bound] != names:
+            raise sj.refuse(f"$.entries[{index}].bound", "the names are not those of some inputs")
+        _check_same_signature(manifest.inputs, entry_inputs(manifest, entry), index, "inputs")
+        _check_same_signature(manifest.outputs, entry.plan.outputs, index, "outputs")
     return manifest
+
+
+def entry_inputs(manifest: Manifest, entry: Entry) -> tuple[TensorSpec, ...]:
+    """All inputs of an entry, those with compiled-in values too, in the manifest's order."""
+    bound = {b.name: TensorSpec(b.name, b.dtype, b.shape) for b in entry.bound}
+    rest = iter(entry.plan.inputs)
+    found = [bound.pop(spec.name, None) or next(rest, None) for spec in manifest.inputs]
+    return (*(spec for spec in found if spec is not None), *bound.values(), *rest)
 
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
@@ -151,12 +174,13 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
         "architecture": entry.architecture,
         "features": list(entry.features),
         "weights_offset": entry.weights_offset,
+        "bound": [bound_to_json(bound) for bound in entry.bound],
     }
 
 
 def _entry_from_json(value: Any, where: str) -> Entry:
     fields = sj.record(
-        value, where, ("plan", "target", "architecture", "features", "weights_offset")
+        value, where, ("plan", "target", "architecture", "features", "weights_offset", "bound")
     )
     offset = sj.integer(fields["weights_offset"], f"{where}.weights_offset")
     if offset % 64:
@@ -167,25 +191,26 @@ def _entry_from_json(value: Any, where: str) -> Entry:
         architecture=sj.text(fields["architecture"], f"{where}.architecture"),
         features=sj.items(fields["features"], f"{where}.features", sj.text),
         weights_offset=offset,
+        bound=sj.items(fields["bound"], f"{where}.bound", bound_from_json),
     )
 
 
-def _check_same_signature(manifest: Manifest, plan: Plan, where: str) -> None:
+def _check_same_signature(
+    generic: tuple[TensorSpec, ...], bound: tuple[TensorSpec, ...], index: int, kind: str
+) -> None:
     """An entry specialises the model's inputs and outputs: it renames and retypes nothing."""
-    for kind in ("inputs", "outputs"):
-        generic: tuple[TensorSpec, ...] = getattr(manifest, kind)
-        bound: tuple[TensorSpec, ...] = getattr(plan, kind)
-        if [spec.name for spec in generic] != [spec.name for spec in bound]:
-            raise sj.refuse(f"{where}.{kind}", "the names differ from the manifest's")
-        for ours, theirs in zip(bound, generic, strict=True):
-            # () also stands for specialisations that differ in rank.
-            fits = not theirs.shape or (
-                len(ours.shape) == len(theirs.shape)
-                and all(size in (None, n) for n, size in zip(ours.shape, theirs.shape, strict=True))
+    where = f"$.entries[{index}].plan.{kind}"
+    if [spec.name for spec in generic] != [spec.name for spec in bound]:
+        raise sj.refuse(where, "the names differ from the manifest's")
+    for ours, theirs in zip(bound, generic, strict=True):
+        # () also stands for specialisations that differ in rank.
+        fits = not theirs.shape or (
+            len(ours.shape) == len(theirs.shape)
+            and all(size in (None, n) for n, size in zip(ours.shape, theirs.shape, strict=True))
+        )
+        if ours.dtype != theirs.dtype or not fits:
+            raise sj.refuse(
+                where,
+                f"{ours.name} is {ours.dtype}{list(ours.shape)} "
+                f"where the manifest has {theirs.dtype}{list(theirs.shape)}",
             )
-            if ours.dtype != theirs.dtype or not fits:
-                raise sj.refuse(
-                    f"{where}.{kind}",
-                    f"{ours.name} is {ours.dtype}{list(ours.shape)} "
-                    f"where the manifest has {theirs.dtype}{list(theirs.shape)}",
-                )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from graphopt.artifact import strict_json as sj
-from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
+from graphopt.codegen.plan import BoundInput, Buffer, Call, Plan, TensorSpec
 
 ITEM_BYTES = {
     "bool": 1,
@@ -24,6 +24,18 @@ ITEM_BYTES = {
     "float64": 8,
 }
 """Element types of inputs and outputs, and their sizes in bytes."""
+
+VALUE_RANGES = {
+    "bool": (0, 1),
+    **{
+        f"{kind}{bits}": (0, 2**bits - 1)
+        if kind == "uint"
+        else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+}
+"""Element types of inputs whose values are compiled in, and the least and greatest value."""
 
 _MAX_THREADS = 1024
 _MAX_BYTES = 2**47  # the user half of a 48-bit address space
@@ -48,6 +60,39 @@ def spec_from_json(value: Any, where: str) -> TensorSpec:
         dtype=dtype,
         shape=sj.items(fields["shape"], f"{where}.shape", dimension),
     )
+
+
+def bound_to_json(bound: BoundInput) -> dict[str, Any]:
+    return {
+        "name": bound.name,
+        "dtype": bound.dtype,
+        "shape": list(bound.shape),
+        "values": list(bound.values),
+    }
+
+
+def bound_from_json(value: Any, where: str) -> BoundInput:
+    """Read an input whose value is compiled in. Values of 64 bits are JSON integers too."""
+    fields = sj.record(value, where, ("name", "dtype", "shape", "values"))
+    dtype = sj.text(fields["dtype"], f"{where}.dtype")
+    if dtype not in VALUE_RANGES:
+        raise sj.refuse(f"{where}.dtype", f"{dtype!r} is no integer and no bool")
+    low, high = VALUE_RANGES[dtype]
+
+    def element(item: Any, at: str) -> int:
+        return sj.integer(item, at, low=low, high=high)
+
+    bound = BoundInput(
+        name=sj.text(fields["name"], f"{where}.name"),
+        dtype=dtype,
+        shape=sj.items(fields["shape"], f"{where}.shape", sj.integer),
+        values=sj.items(fields["values"], f"{where}.values", element),
+    )
+    if len(bound.values) != math.prod(bound.shape):
+        raise sj.refuse(
+            where, f"{len(bound.values)} values for a tensor of shape {list(bound.shape)}"
+        )
+    return bound
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

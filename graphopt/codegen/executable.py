@@ -15,7 +15,13 @@ from graphopt.codegen.team import control_functions
 EXPORTED = ("run", "serve")
 
 
-def build(plan: Plan, kernels: Mapping[str, Kernel], target: Any, arch: str) -> Any:
+def build(
+    plan: Plan,
+    kernels: Mapping[str, Kernel],
+    target: Any,
+    arch: str,
+    flush_subnormals: bool = True,
+) -> Any:
     """Compile a plan's kernels and its control flow to a tvm runtime Module.
 
     The module exports the packed functions `run(ctx)` and `serve(ctx, task_id)`; it is compiled
@@ -25,10 +31,11 @@ def build(plan: Plan, kernels: Mapping[str, Kernel], target: Any, arch: str) -> 
         kernels: kernel name → lowered kernel, for every name that plan.calls uses.
         target: a tvm Target of kind llvm.
         arch: LLVM's name of the architecture.
+        flush_subnormals: subnormal numbers count as zero while the program runs.
     """
     names = {name: tvm.ir.GlobalVar(name) for name in kernels}
     functions = {names[name]: kernel.function for name, kernel in kernels.items()}
-    functions |= control_functions(plan, names, arch)
+    functions |= control_functions(plan, names, arch, flush_subnormals)
     module = tvm.IRModule({var: _bind(var, func, target) for var, func in functions.items()})
     passes = [
         tirx.transform.BindTarget(target.with_host(target)),

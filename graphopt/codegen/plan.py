@@ -15,6 +15,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class BoundInput:
+    """An input whose value is compiled in, because it acts as a shape, an axis, a count or a mode.
+
+    dtype: an integer or bool. values: in row-major order; those of a bool are 0 and 1.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Buffer:
     """A piece of memory a kernel reads or writes.
 

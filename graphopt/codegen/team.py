@@ -87,17 +87,64 @@ exit:
 """
 _PAUSE = {"x86_64": "pause", "aarch64": "yield"}
 
+# Arithmetic on subnormal numbers takes a hundred times longer than on others on x86, and networks
+# do produce them; as zeros they change a result by less than 1e-38. The caller's mode is restored.
+FLUSH_IR = {
+    "x86_64": """
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
 
-def control_functions(plan: Plan, kernels: Mapping[str, Any], arch: str) -> dict[Any, Any]:
+define i64 @graphopt_flush_subnormals() {
+  %mode = alloca i32, align 4
+  call void @llvm.x86.sse.stmxcsr(ptr %mode)
+  %before = load i32, ptr %mode, align 4
+  %flushing = or i32 %before, 32832
+  store i32 %flushing, ptr %mode, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %mode)
+  %result = zext i32 %before to i64
+  ret i64 %result
+}
+
+define void @graphopt_restore_mode(i64 %before) {
+  %mode = alloca i32, align 4
+  %value = trunc i64 %before to i32
+  store i32 %value, ptr %mode, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %mode)
+  ret void
+}
+""",
+    "aarch64": """
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+
+define i64 @graphopt_flush_subnormals() {
+  %before = call i64 @llvm.aarch64.get.fpcr()
+  %flushing = or i64 %before, 16777216
+  call void @llvm.aarch64.set.fpcr(i64 %flushing)
+  ret i64 %before
+}
+
+define void @graphopt_restore_mode(i64 %before) {
+  call void @llvm.aarch64.set.fpcr(i64 %before)
+  ret void
+}
+""",
+}
+
+
+def control_functions(
+    plan: Plan, kernels: Mapping[str, Any], arch: str, flush_subnormals: bool
+) -> dict[Any, Any]:
     """GlobalVar → PrimFunc of team, run and serve for `plan`.
 
     Args:
         kernels: kernel name → its GlobalVar.
         arch: "x86_64", "aarch64" or another of LLVM's.
+        flush_subnormals: subnormal numbers count as zero while the program runs.
     """
     team_var = tvm.ir.GlobalVar("team")
     return {
-        team_var: _team(plan, kernels, arch),
+        team_var: _team(plan, kernels, arch, flush_subnormals and arch in FLUSH_IR),
         tvm.ir.GlobalVar("run"): _run(team_var, plan.threads),
         tvm.ir.GlobalVar("serve"): _serve(team_var),
     }
@@ -121,12 +168,12 @@ def _extern(dtype: str, name: str, *arguments: Expr) -> Stmt:
 
 def _import(arch: str, body: Stmt) -> Stmt:
     """`body` with the synchronisation routines linked into the module at IR level."""
-    text = SYNCHRONISATION_IR.format(pause=_PAUSE.get(arch, ""))
+    text = SYNCHRONISATION_IR.format(pause=_PAUSE.get(arch, "")) + FLUSH_IR.get(arch, "")
     attr = "pragma_import_llvm"
     return tirx.AttrStmt(tirx.const(0, "int32"), attr, tvm.ir.StringImm(text), body)
 
 
-def _team(plan: Plan, kernels: Mapping[str, Any], arch: str) -> Any:
+def _team(plan: Plan, kernels: Mapping[str, Any], arch: str, flush: bool) -> Any:
     ctx, task = _context(), tirx.Var("task_id", "int32")
     tasks = _slot(ctx, abi.NUM_TASKS, "int64")
     body: list[Stmt] = [_stamp(ctx, task, 0)]
@@ -138,6 +185,10 @@ def _team(plan: Plan, kernels: Mapping[str, Any], arch: str) -> Any:
         if not (call.serial and following and following[0].serial):
             body.append(_extern("void", "graphopt_barrier", _slot(ctx, abi.BARRIER), tasks))
         body.append(_stamp(ctx, task, index + 1))
+    if flush:
+        mode = tirx.Var("mode", "int64")
+        body.insert(0, tirx.Bind(mode, tirx.call_extern("int64", "graphopt_flush_subnormals")))
+        body.append(_extern("void", "graphopt_restore_mode", mode))
     return tirx.PrimFunc([ctx, task], _import(arch, sequence(body)), ret_type=None)
 
 
