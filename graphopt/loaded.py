@@ -103,6 +103,11 @@ class LoadedModel:
         return tuple({bound.name: value_of(bound) for bound in item.bound} for item in items)
 
     @property
+    def specialisations(self) -> tuple[str, ...]:
+        """What this program accepts, in words; in the order of `shapes`."""
+        return tuple(describe(key, self._inputs, self._bound) for key in self._specialisations)
+
+    @property
     def threads(self) -> int:
         """Workers that share one run."""
         return self._workers.limit
@@ -155,12 +160,11 @@ class LoadedModel:
     def _session(self, key: Key) -> Session:
         item = self._specialisations.get(key)
         if item is None:
-            names = self._bound
-            known = "; ".join(describe(k, self._inputs, names) for k in self._specialisations)
             raise InputError(
                 "run",
-                f"this program has no specialisation for {describe(key, self._inputs, names)}.",
-                hint=f"it has: {known}. Others need another compile().",
+                f"this program has no specialisation for "
+                f"{describe(key, self._inputs, self._bound)}.",
+                hint=f"it has: {'; '.join(self.specialisations)}. Others need another compile().",
             )
         return self._sessions.get(
             key, lambda: Session(item.plan, item.module(), item.weights, workers=self._workers)

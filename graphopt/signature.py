@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from graphopt.artifact.plan_json import VALUE_RANGES
-from graphopt.codegen.plan import TensorSpec
+from graphopt.codegen.plan import BoundInput, TensorSpec
 from graphopt.config import Constant, suggestion
 from graphopt.errors import ModelError, OptionError
 from graphopt.frontend.model import OnnxModel
 from graphopt.frontend.prepare import prepare
 from graphopt.frontend.shapes import bind_shapes, dimensions, graph_inputs, static_shape
 from graphopt.frontend.specialise import value_inputs
-from graphopt.specialisations import MAX_VALUES, Key
+from graphopt.specialisations import MAX_VALUES, Key, value_of
 
 
 @dataclass(frozen=True)
@@ -70,35 +72,18 @@ class Signature:
         Raises:
             OptionError: the shapes or values do not fit the model, or leave something open.
         """
-        specs = {spec.name: spec for spec in self.inputs}
-        values: dict[str, tuple[int, ...]] = {}
-        implied: dict[str, tuple[int, ...]] = {}
-        for constant in constants:
-            spec = specs.get(constant.name)
-            if spec is None:
+        arrays = constant_arrays(self, constants)
+        require_values(bound, arrays)
+        found = self.bind({**{name: array.shape for name, array in arrays.items()}, **shapes})
+        for name, array in arrays.items():
+            if found[name] != array.shape:
                 raise OptionError(
                     "constants",
-                    f"'{constant.name}' is no input of the model.",
-                    hint=suggestion(constant.name, list(specs)),
+                    f"the value of input '{name}' has shape {array.shape}, its input "
+                    f"{found[name]}.",
                 )
-            implied[spec.name] = _implied_shape(constant, spec)
-            values[spec.name] = constant.values
-        for name, node in bound.items():
-            if name not in values:
-                raise OptionError(
-                    "constants",
-                    f"the value of input '{name}' is needed to compile node {node}.",
-                    hint=f"give it: constants={{'{name}': …}}, on the command line "
-                    f"--constant {name}=…",
-                )
-        found = self.bind({**implied, **shapes})
-        for name, shape in implied.items():
-            if found[name] != shape:
-                raise OptionError(
-                    "constants",
-                    f"the value of input '{name}' has shape {shape}, its shape is {found[name]}.",
-                )
-        return Key(tuple(found.values()), tuple(values[n] for n in specs if n in bound))
+        values = (tuple(int(v) for v in arrays[name].ravel().tolist()) for name in bound)
+        return Key(tuple(found.values()), tuple(values))
 
     def _unknown_ranks(self) -> bool:
         return any(dimensions(v.type) is None for v in graph_inputs(self._skeleton.graph))
@@ -164,7 +149,41 @@ def bound_inputs(
     return {spec.name: found[spec.name] for spec in signature.inputs if spec.name in found}
 
 
-def _implied_shape(constant: Constant, spec: TensorSpec) -> tuple[int, ...]:
+def require_values(bound: Mapping[str, str], given: Container[str]) -> None:
+    """Raise OptionError for an input in `bound` (with the node that needs it) not `given`."""
+    for name, node in bound.items():
+        if name not in given:
+            raise OptionError(
+                "constants",
+                f"the value of input '{name}' is needed to compile node {node}.",
+                hint=f"give it: constants={{'{name}': …}}, on the command line --constant {name}=…",
+            )
+
+
+def constant_arrays(
+    signature: Signature, constants: Sequence[Constant]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The constants as arrays of their inputs' types and ranks.
+
+    Raises:
+        OptionError: there is no such input, or the value does not fit it.
+    """
+    specs = {spec.name: spec for spec in signature.inputs}
+    arrays = {}
+    for constant in constants:
+        spec = specs.get(constant.name)
+        if spec is None:
+            raise OptionError(
+                "constants",
+                f"'{constant.name}' is no input of the model.",
+                hint=suggestion(constant.name, list(specs)),
+            )
+        shape = _checked_shape(constant, spec)
+        arrays[spec.name] = value_of(BoundInput(spec.name, spec.dtype, shape, constant.values))
+    return arrays
+
+
+def _checked_shape(constant: Constant, spec: TensorSpec) -> tuple[int, ...]:
     if spec.dtype not in VALUE_RANGES:
         raise OptionError(
             "constants",

@@ -19,12 +19,12 @@ from graphopt.bench.accuracy import output_errors
 from graphopt.bench.inputs import sample_inputs
 from graphopt.bench.process import EngineProcess
 from graphopt.bench.worker import load_arrays, save_arrays
-from graphopt.config import ShapesOption, parse_shapes
+from graphopt.config import ConstantsOption, ShapesOption, parse_constants, parse_shapes
 from graphopt.errors import InputError, ModelError, OptionError
 from graphopt.frontend.load import load_model
 from graphopt.frontend.model import OnnxModel, all_tensors
 from graphopt.loaded import LoadedModel, load
-from graphopt.signature import signature_of
+from graphopt.signature import bound_inputs, constant_arrays, require_values, signature_of
 
 Array = np.ndarray[Any, Any]
 Source = Any  # path, bytes or onnx.ModelProto
@@ -37,6 +37,9 @@ class Program(Protocol):
 
     @property
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]: ...
+
+    @property
+    def constants(self) -> tuple[dict[str, Array], ...]: ...
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]: ...
 
@@ -76,6 +79,7 @@ def verify(
     *,
     inputs: Mapping[str, Array] | None = None,
     shapes: ShapesOption = None,
+    constants: ConstantsOption = None,
     target: Any = "cpu",
     threads: int | None = None,
     numerics: str = "default",
@@ -91,6 +95,7 @@ def verify(
         inputs: values by name. Inputs left out get seeded data: floats are standard normal,
             integers small and not negative (token ids stay inside their table), masks all ones.
         shapes: shapes for the model's open dimensions.
+        constants: values of inputs that are compiled in.
 
     Raises:
         OptionError: no reference is given, or ONNX Runtime is not installed.
@@ -115,14 +120,11 @@ def verify(
             )
         reference_source = program.model if isinstance(program, CompiledModel) else model
     reference = _as_model(reference_source)
-    feeds = _feeds(reference, program, inputs or {}, shapes, seed)
+    given = {**_values(reference, constants), **(inputs or {})}
+    feeds = _feeds(reference, program, given, shapes, seed)
     if program is None:
-        bound = {name: array.shape for name, array in feeds.items()}
-        open_inputs = {s.name for s in signature_of(reference).inputs if None in s.shape}
-        wanted = {name: shape for name, shape in bound.items() if name in open_inputs}
-        program = compile_model(
-            model, target, shapes=wanted or None, threads=threads, numerics=numerics
-        )
+        # What is still open is compiled for the feeds when it runs.
+        program = compile_model(model, target, threads=threads, numerics=numerics)
     results = program.run(feeds)
     expected = _reference(reference, reference_source, feeds, threads or 1)
     errors = output_errors(results, expected)
@@ -130,7 +132,7 @@ def verify(
         OutputCheck(name, str(ref.dtype), ref.shape, errors[name], errors[name] <= tolerance)
         for name, ref in expected.items()
     )
-    return Verification(checks, tolerance, _describe(feeds, inputs or {}, seed))
+    return Verification(checks, tolerance, _describe(feeds, given, seed))
 
 
 def _program(model: Source, threads: int | None) -> Program | None:
@@ -162,8 +164,10 @@ def _feeds(
             raise OptionError("verify", "give one set of shapes, not several.")
         wanted = {**dict(options[0]), **wanted}
     if program is not None:
-        fitting = [s for s in program.shapes if wanted.items() <= s.items()]
-        wanted = {**(fitting[0] if fitting else {}), **wanted}
+        for bound, values in zip(program.shapes, program.constants, strict=True):
+            if wanted.items() <= bound.items() and _agree(values, given):
+                wanted, given = {**bound, **wanted}, {**values, **given}
+                break
     signature = signature_of(model)
     unknown = [name for name in wanted if name not in {spec.name for spec in signature.inputs}]
     if unknown:
@@ -172,8 +176,21 @@ def _feeds(
             f"the reference model has no input named '{unknown[0]}'.",
             hint=f"its inputs: {', '.join(spec.name for spec in signature.inputs)}.",
         )
-    bound = signature.bind(wanted)
-    return sample_inputs(model.proto, bound, given=given, seed=seed)
+    require_values(bound_inputs(model, signature, ()), given)
+    return sample_inputs(model.proto, signature.bind(wanted), given=given, seed=seed)
+
+
+def _values(model: OnnxModel, constants: ConstantsOption) -> dict[str, Array]:
+    options = () if constants is None else parse_constants(constants)
+    if len(options) > 1:
+        raise OptionError("verify", "give one set of constants, not several.")
+    return constant_arrays(signature_of(model), options[0]) if options else {}
+
+
+def _agree(values: Mapping[str, Array], given: Mapping[str, Array]) -> bool:
+    return all(
+        np.array_equal(given[name], value) for name, value in values.items() if name in given
+    )
 
 
 def _reference(

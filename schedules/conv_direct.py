@@ -37,6 +37,7 @@ from schedules.conv_common import (
     traffic,
 )
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
+from schedules.conv_stream import Stream, streamed
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
     PLAIN,
@@ -135,7 +136,8 @@ class DirectTiles:
     """Emits the register tiles of a convolution whose weights are packed as DirectWeights.
 
     `first_channel` gives the first input channel of a panel of filters, where groups make it depend
-    on the panel; `channels` is how many each reads.
+    on the panel; `channels` is how many each reads. With `stream`, the tiles of a panel fetch the
+    next one.
     """
 
     def __init__(
@@ -148,7 +150,9 @@ class DirectTiles:
         block: int,
         channels: int,
         first_channel: Callable[[PrimExpr], PrimExpr] | None = None,
+        stream: bool = False,
     ) -> None:
+        self.stream = stream and bool(block)
         self.kernel, self.rows, self.columns, self.lanes = kernel, rows, columns, lanes
         self.block, self.channels, self.first_channel = block, channels, first_channel
         self.size = tile
@@ -171,15 +175,18 @@ class DirectTiles:
         row: PrimExpr,
         start: PrimExpr,
         run: Run,
+        number: PrimExpr,
         height: int = 1,
     ) -> Stmt:
-        """One tile from output (row, start); left and right border as `run` says.
+        """One tile from output (row, start), the `number`th of its panel.
 
-        It is one row high, or of more rows that all read inside with all their taps.
+        Left and right border are as `run` says. It is one row high, or of more rows that all read
+        inside with all their taps.
         """
         lanes, vectors = self.lanes, self.size.vectors
         rows, columns = self.rows, self.columns
         acc = Accumulators(height * run.width, vectors, lanes)
+        stream = self.next_panel(panel, number) if self.stream else None
         first, count = rows.inside(row)
         if height > 1:
             first, count = nest.integer(0), nest.integer(rows.taps)
@@ -212,9 +219,14 @@ class DirectTiles:
 
         def block(ic: PrimExpr, inner: int) -> Stmt:
             def horizontal(kh: PrimExpr) -> Stmt:
+                y = first + kh
                 return nest.sequence(
-                    *[nest.serial(inner, partial(step, ic, first + kh, kw), "ii") for kw in reach]
-                )
+                    *[
+                        streamed(inner, partial(step, ic, y, kw), vectors * lanes, stream,
+                                 ic, rows.weight(y), columns.weight(kw))
+                        for kw in reach
+                    ]
+                )  # fmt: skip
 
             return nest.serial(count, horizontal, "kh")
 
@@ -254,15 +266,28 @@ class DirectTiles:
             reduction = nest.sequence(*map(plain, reach))
         return nest.sequence(acc.start(), reduction, *map(write, range(height)))
 
-    def row(self, n: PrimExpr, panel: PrimExpr, row: PrimExpr, height: int = 1) -> Stmt:
-        """All tiles of `height` output rows."""
+    def next_panel(self, panel: PrimExpr, number: PrimExpr) -> Stream:
+        """What tile `number` of a panel fetches of the next one."""
+        across = ceil_div(self.columns.out, self.size.pixels)
+        return Stream(
+            self.kernel.weights,
+            self.bands() * across,
+            number,
+            lambda *block: (panel + 1, *block, 0, 0),
+        )
+
+    def row(
+        self, n: PrimExpr, panel: PrimExpr, band: PrimExpr, row: PrimExpr, height: int = 1
+    ) -> Stmt:
+        """All tiles of `height` output rows, which are one band."""
+        across = ceil_div(self.columns.out, self.size.pixels)
 
         def tiles(run: Run) -> Stmt:
-            return nest.serial(
-                run.count,
-                lambda t: self.tile(n, panel, row, run.start + t * run.width, run, height),
-                "wt",
-            )
+            def tile(t: PrimExpr) -> Stmt:
+                number = band * across + (run.start // self.size.pixels + t)
+                return self.tile(n, panel, row, run.start + t * run.width, run, number, height)
+
+            return nest.serial(run.count, tile, "wt")
 
         return nest.sequence(*map(tiles, runs(self.columns, self.size.pixels)))
 
@@ -275,7 +300,7 @@ class DirectTiles:
         """All tiles of one band: first come those of several rows, then single rows."""
         height = self.size.rows
         if height == 1:
-            return self.row(n, panel, band)
+            return self.row(n, panel, band, band)
         top, inside = self.rows.inner()
         high = inside // height
         row = band - high
@@ -283,12 +308,12 @@ class DirectTiles:
         if top:
             single = tirx.Select(row < top, row, single)
         if high == 0:
-            return self.row(n, panel, band)
-        tall = self.row(n, panel, top + band * height, height)
+            return self.row(n, panel, band, band)
+        tall = self.row(n, panel, band, top + band * height, height)
         if high == self.bands():
             return tall
         return nest.bind(
-            single, lambda r: tirx.IfThenElse(band < high, tall, self.row(n, panel, r))
+            single, lambda r: tirx.IfThenElse(band < high, tall, self.row(n, panel, band, r))
         )
 
 
@@ -300,7 +325,9 @@ def emit(
     panels = ceil_div(conv.filters, lanes) // vectors
     packing = DirectWeights(lanes * vectors, source.block)
     kernel = Kernel(workload, source, packing, Layout(lanes))
-    direct = DirectTiles(kernel, *axes(conv), cut.tile, lanes, source.block, conv.channels)
+    direct = DirectTiles(
+        kernel, *axes(conv), cut.tile, lanes, source.block, conv.channels, stream=cut.weights_stay
+    )
     if cut.weights_stay:
         grid = parallel_grid((conv.batch, panels, direct.bands()), direct.band)
     else:

@@ -22,6 +22,7 @@ from schedules.conv_common import (
 )
 from schedules.conv_direct import DirectPlan, DirectWeights, weights_stay
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
+from schedules.conv_stream import Stream, streamed
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
     Candidate,
@@ -52,9 +53,14 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
     kernel = Kernel(workload, Layout(lanes), packing, Layout(lanes))
     size = (conv.out_height, conv.out_width)
     whole, rest = divmod(size[0] * size[1], tile.pixels)
+    tiles = whole + (rest > 0)
 
-    def multiply(n: PrimExpr, panel: PrimExpr, start: PrimExpr, pixels: int) -> Stmt:
+    def multiply(n: PrimExpr, panel: PrimExpr, t: PrimExpr, pixels: int) -> Stmt:
         acc = Accumulators(pixels, tile.vectors, lanes)
+        start = t * tile.pixels
+        stream = None
+        if cut.weights_stay:
+            stream = Stream(kernel.weights, tiles, t, lambda ic: (panel + 1, ic, 0, 0, 0, 0))
 
         def block(ic: PrimExpr, inner: int) -> Stmt:
             def step(ii: PrimExpr) -> Stmt:
@@ -64,7 +70,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
 
                 return acc.add(term)
 
-            return nest.serial(inner, step, "ii")
+            return streamed(inner, step, tile.vectors * lanes, stream, ic)
 
         def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
             position = nest.unflatten(start + p, size)
@@ -76,15 +82,14 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
 
     def task(n: PrimExpr, panel: PrimExpr, t: PrimExpr) -> Stmt:
         if not rest:
-            return multiply(n, panel, t * tile.pixels, tile.pixels)
-        last = multiply(n, panel, nest.integer(whole * tile.pixels), rest)
+            return multiply(n, panel, t, tile.pixels)
+        last = multiply(n, panel, nest.integer(whole), rest)
         if not whole:
             return last
         return nest.sequence(
-            nest.branch(t < whole, multiply(n, panel, t * tile.pixels, tile.pixels), last)
+            nest.branch(t < whole, multiply(n, panel, t, tile.pixels), last)
         )
 
-    tiles = whole + (rest > 0)
     if cut.weights_stay:
         grid = parallel_grid((conv.batch, panels, tiles), task)
     else:

@@ -103,7 +103,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, tile: RegisterTil
                 *[
                     DirectTiles(
                         kernel, vertical, horizontal, tile, lanes, lanes, conv.channels
-                    ).row(n, panel, row)
+                    ).row(n, panel, row, row)
                     for horizontal in columns
                 ]
             )

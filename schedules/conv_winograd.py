@@ -29,6 +29,7 @@ from schedules.conv_common import (
     tile_time,
 )
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
+from schedules.conv_stream import Stream, streamed
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
     Candidate,
@@ -211,18 +212,29 @@ class _Winograd:
 
         def at(p: PrimExpr) -> Stmt:
             return nest.sequence(
-                nest.serial(whole, lambda c: self.product(panel, p, c * pixels, pixels), "chunk")
+                nest.serial(whole, lambda c: self.product(panel, p, c, pixels), "chunk")
                 if whole
                 else None,
-                self.product(panel, p, nest.integer(whole * pixels), rest) if rest else None,
+                self.product(panel, p, nest.integer(whole), rest) if rest else None,
             )
 
         return nest.serial(self.size**2, at, "p")
 
-    def product(self, panel: PrimExpr, p: PrimExpr, start: PrimExpr, width: int) -> Stmt:
-        """One register tile of one position's matrix product."""
+    def product(self, panel: PrimExpr, p: PrimExpr, number: PrimExpr, width: int) -> Stmt:
+        """One register tile of one position's matrix product, the `number`th of the block.
+
+        Meanwhile the next position's weights are fetched, which lie behind this one's; those of
+        the next panel lie behind the last one's.
+        """
         lanes, vectors, block = self.lanes, self.cut.tile.vectors, self.cut.block
         acc = Accumulators(width, vectors, lanes)
+        start = number * self.cut.tile.pixels
+        stream = Stream(
+            self.kernel.weights,
+            ceil_div(block, self.cut.tile.pixels),
+            number,
+            lambda ic: (panel, p + 1, ic * lanes, 0),
+        )
 
         def channels(ic: PrimExpr, inner: int) -> Stmt:
             def step(ii: PrimExpr) -> Stmt:
@@ -233,7 +245,7 @@ class _Winograd:
                     )
                 )
 
-            return nest.serial(inner, step, "ii")
+            return streamed(inner, step, vectors * lanes, stream, ic)
 
         keep = acc.each(
             lambda t, v, x: nest.write(

@@ -35,7 +35,7 @@ def test_values_are_normalised() -> None:
     assert config.shapes == ((("a", (3,)), ("b", (1, 2))),)
     assert config.tuning_log == ()
     assert hash(config) == hash(
-        CompileConfig.of(**vars(config) | {"shapes": [{"b": (1, 2), "a": (3,)}]})
+        CompileConfig.of(**vars(config) | {"shapes": [{"b": (1, 2), "a": (3,)}], "constants": None})
     )
 
 

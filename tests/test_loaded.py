@@ -57,6 +57,7 @@ def adding(rows: int, block: np.ndarray[Any, Any], threads: int = 2) -> Speciali
         target=target.key(threads),
         threads=threads,
         shapes={"x": (rows, WIDTH)},
+        constants={},
         seconds={"import": 0.1 * rows},
         nodes=1,
         operations=1,
@@ -72,6 +73,8 @@ def adding(rows: int, block: np.ndarray[Any, Any], threads: int = 2) -> Speciali
     )
     return Specialisation(
         plan,
+        plan.inputs,
+        (),
         block,
         report,
         target.key(threads),

@@ -11,7 +11,17 @@ import pytest
 
 from graphopt.codegen.plan import TensorSpec
 from graphopt.errors import InputError
-from graphopt.specialisations import OnceCache, describe, merge_specs, only_input, shape_key
+from graphopt.specialisations import (
+    Key,
+    OnceCache,
+    describe,
+    key_of,
+    merge_specs,
+    only_input,
+    shape_key,
+    unbound,
+    value_of,
+)
 
 X = TensorSpec("x", "float32", (None, 3))
 MASK = TensorSpec("mask", "int64", (None,))
@@ -97,7 +107,7 @@ def test_the_least_recently_used_is_dropped_unless_pinned() -> None:
 def test_shape_key_follows_the_models_order() -> None:
     inputs = {"mask": np.zeros(4, np.int64), "x": np.zeros((2, 3), np.float32)}
     assert shape_key(inputs, (X, MASK)) == ((2, 3), (4,))
-    assert describe(((2, 3), (4,)), (X, MASK)) == "x=2,3 mask=4"
+    assert describe(Key(((2, 3), (4,))), (X, MASK)) == "x=2,3 mask=4"
 
 
 @pytest.mark.parametrize(
@@ -126,3 +136,39 @@ def test_merged_specs_are_open_where_shapes_differ() -> None:
     two = (TensorSpec("x", "float32", (8, 3)), TensorSpec("y", "int8", (2, 1)))
     assert merge_specs([one]) == one
     assert merge_specs([one, two]) == (X, TensorSpec("y", "int8", ()))
+
+
+RATE = TensorSpec("rate", "int64", ())
+FLAGS = TensorSpec("flags", "bool", (None,))
+
+
+def test_values_belong_to_the_key() -> None:
+    specs, bound = (FLAGS, X, RATE), ("flags", "rate")
+    inputs = {
+        "x": np.zeros((2, 3), np.float32),
+        "rate": np.array(-5),
+        "flags": np.array([True, False]),
+    }
+    key = key_of(inputs, specs, bound)
+    assert key == Key(((2,), (2, 3), ()), ((1, 0), (-5,)))
+    assert describe(key, specs, bound) == "x=2,3 with flags = [True, False], rate = -5"
+    assert list(unbound(inputs, bound)) == ["x"]
+    for each in key.bound(specs, bound):
+        np.testing.assert_array_equal(value_of(each), inputs[each.name])
+        assert value_of(each).dtype == inputs[each.name].dtype
+    assert key_of({**inputs, "rate": -5}, specs, bound) == key
+    assert key_of({**inputs, "rate": 6}, specs, bound) != key
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (np.array(1, np.int32), r"expected int64, got int32"),
+        (1.5, "got float64"),
+        (2**63, "got uint64"),
+        (np.zeros(5000, np.int64), "at most 4096"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(rate: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        key_of({"rate": rate}, (RATE,), ("rate",))

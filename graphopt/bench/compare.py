@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,8 +20,11 @@ from graphopt.bench.inputs import Shapes, bind_shapes, is_dynamic, sample_inputs
 from graphopt.bench.process import EngineError, EngineProcess, wait_until_idle
 from graphopt.bench.result import EngineResult, Row
 from graphopt.bench.worker import load_arrays, save_arrays
+from graphopt.config import parse_constants
 from graphopt.errors import OptionError
+from graphopt.frontend.load import load_model
 from graphopt.runtime.host import physical_cores
+from graphopt.signature import bound_inputs, constant_arrays, require_values, signature_of
 
 Array = np.ndarray[Any, Any]
 
@@ -52,6 +55,7 @@ class _Job:
     input_names: Sequence[str]
     outputs: Sequence[str]
     shapes: Shapes
+    constants: Mapping[str, Any]  # of the inputs that graphopt compiles in
     threads: int
     folder: Path
 
@@ -128,6 +132,7 @@ def _compile(job: _Job, options: CompileOptions) -> tuple[Path, dict[str, Any]]:
             model=str(job.model),
             out=str(out),
             shapes={name: list(shape) for name, shape in job.shapes.items()},
+            constants=dict(job.constants),
             threads=job.threads,
             target=options.target,
             tuning_log=options.tuning_log,
@@ -200,12 +205,18 @@ def _rounds(
 def _prepare(
     path: Path,
     shapes: Shapes | None,
+    constants: Mapping[str, Any] | None,
     inputs: Mapping[str, Array] | None,
     threads: int,
     folder: Path,
     limits: Mapping[str, int] | None,
 ) -> _Job:
-    model = onnx.load(path, load_external_data=False)
+    source = load_model(path)
+    model, signature = source.proto, signature_of(source)
+    given = constant_arrays(signature, parse_constants(constants)[0]) if constants else {}
+    inputs = {**given, **(inputs or {})}
+    needed = bound_inputs(source, signature, ())
+    require_values(needed, inputs)
     feeds = sample_inputs(model, shapes, given=inputs, limits=limits)
     bound = path
     # Weights in files of their own are too large to copy for a peer's convenience.
@@ -216,7 +227,9 @@ def _prepare(
     outputs = [value.name for value in model.graph.output]
     # Only the shapes that the model leaves open: the rest it knows itself.
     open_shapes = {name: feeds[name].shape for name in names} if is_dynamic(model) else {}
-    return _Job(path, bound, folder / "inputs.npz", names, outputs, open_shapes, threads, folder)
+    bound_values = {name: feeds[name].tolist() for name in needed}
+    stored = folder / "inputs.npz"
+    return _Job(path, bound, stored, names, outputs, open_shapes, bound_values, threads, folder)
 
 
 def bench(
@@ -224,6 +237,7 @@ def bench(
     *,
     vs: Sequence[str] = _PEERS,
     shapes: Shapes | None = None,
+    constants: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Array] | None = None,
     limits: Mapping[str, int] | None = None,
     threads: int | None = None,
@@ -242,7 +256,8 @@ def bench(
     turns of about `turn_seconds`, `rounds` times, in alternating order; each turn begins when no
     process uses the CPU, and with one untimed run. Outputs of the last run are compared with
     ONNX Runtime's without optimisations. `inputs` replaces the seeded inputs, `limits` bounds
-    seeded integers; `artifact` is a .gopt of this model to use instead of compiling.
+    seeded integers, `constants` gives values of inputs that are compiled in; `artifact` is a
+    .gopt of this model to use instead of compiling.
 
     Raises:
         OptionError: unknown engine, or no round to measure.
@@ -256,7 +271,7 @@ def bench(
     threads = threads or physical_cores()
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder, ExitStack() as stack:
-        job = _prepare(Path(model), shapes, inputs, threads, Path(folder), limits)
+        job = _prepare(Path(model), shapes, constants, inputs, threads, Path(folder), limits)
         progress("reference")
         reference: dict[str, Array] = {}
         try:
@@ -302,9 +317,7 @@ def bench(
 
 
 def _with_model(job: _Job, path: Path) -> _Job:
-    return _Job(
-        path, path, job.inputs, job.input_names, job.outputs, job.shapes, job.threads, job.folder
-    )
+    return replace(job, model=path, bound=path)
 
 
 def _measure(

@@ -107,6 +107,7 @@ def compile_graphopt(
     out: str,
     *,
     shapes: Mapping[str, tuple[int, ...]],
+    constants: Mapping[str, Any],
     threads: int,
     target: str,
     tuning_log: Any,
@@ -118,7 +119,8 @@ def compile_graphopt(
     program = graphopt.compile(
         model,
         target=target,
-        shapes=dict(shapes),
+        shapes=dict(shapes) or None,
+        constants=dict(constants) or None,
         threads=threads,
         tuning_log=tuning_log,
         numerics=numerics,

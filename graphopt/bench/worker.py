@@ -67,6 +67,7 @@ class Worker:
             command["model"],
             command["out"],
             shapes={name: tuple(shape) for name, shape in command["shapes"].items()},
+            constants=command["constants"],
             threads=command["threads"],
             target=command["target"],
             tuning_log=tuple(logs) if isinstance(logs, list) else logs,

@@ -1,4 +1,4 @@
-"""Command-line values that need more than a type: shapes, thread counts, files of arrays."""
+"""Command-line values that need more than a type: shapes, constants, files of arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from graphopt.artifact.atomic import replacing
 from graphopt.errors import InputError, OptionError
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -30,6 +31,19 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, sizes
 
 
+def constant(text: str) -> tuple[str, int | tuple[int, ...]]:
+    """NAME=16000, NAME=true or NAME=0,1 → name and value."""
+    name, separator, value = text.rpartition("=")
+    words = {"true": 1, "false": 0}
+    try:
+        numbers = tuple(int(words.get(word.lower(), word)) for word in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not separator or not name or not numbers:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE, such as rate=16000")
+    return name, numbers if "," in value else numbers[0]
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     try:
@@ -42,26 +56,26 @@ def positive(text: str) -> int:
 
 
 def specialisations(
-    shapes: Sequence[tuple[str, tuple[int, ...]]] | None,
-) -> list[dict[str, tuple[int, ...]]] | None:
-    """What the --shape flags ask for: a name given k times makes k specialisations.
+    given: Sequence[tuple[str, T]] | None, flag: str = "--shape"
+) -> list[dict[str, T]] | None:
+    """What the flags ask for: a name given k times makes k specialisations.
 
     Names given once hold in all of them.
 
     Raises:
         OptionError: two names are given several times, but not equally often.
     """
-    if not shapes:
+    if not given:
         return None
-    by_name: dict[str, list[tuple[int, ...]]] = {}
-    for name, dims in shapes:
-        by_name.setdefault(name, []).append(dims)
+    by_name: dict[str, list[T]] = {}
+    for name, value in given:
+        by_name.setdefault(name, []).append(value)
     counts = {len(found) for found in by_name.values()} - {1}
     if len(counts) > 1:
         raise OptionError(
             "options",
-            "--shape is given for several inputs, but not equally often.",
-            hint="the k-th shapes of all inputs make the k-th specialisation.",
+            f"{flag} is given for several inputs, but not equally often.",
+            hint="the k-th values of all inputs make the k-th specialisation.",
         )
     count = counts.pop() if counts else 1
     return [
@@ -71,12 +85,12 @@ def specialisations(
 
 
 def one_specialisation(
-    shapes: Sequence[tuple[str, tuple[int, ...]]] | None,
-) -> dict[str, tuple[int, ...]] | None:
-    """The --shape flags of a verb that works on one set of shapes."""
-    found = specialisations(shapes)
+    given: Sequence[tuple[str, T]] | None, flag: str = "--shape"
+) -> dict[str, T] | None:
+    """The flags of a verb that works on one specialisation."""
+    found = specialisations(given, flag)
     if found is not None and len(found) > 1:
-        raise OptionError("options", "--shape is given twice for one input.")
+        raise OptionError("options", f"{flag} is given twice for one input.")
     return found[0] if found else None
 
 

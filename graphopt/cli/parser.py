@@ -57,11 +57,23 @@ def _verb(verbs: Any, name: str, summary: str, description: str, *examples: str)
 def _target_flags(parser: Any) -> None:
     parser.add_argument("--target", default="cpu", help=_TARGET_HELP)
     _shape_flag(parser)
+    _constant_flag(parser)
 
 
 def _shape_flag(parser: Any, text: str = _SHAPE_HELP) -> None:
     parser.add_argument(
         "--shape", action="append", type=options.shape, metavar="NAME=DIMS", help=text
+    )
+
+
+def _constant_flag(parser: Any, more: str = "") -> None:
+    parser.add_argument(
+        "--constant",
+        action="append",
+        type=options.constant,
+        metavar="NAME=VALUE",
+        help="value of an input that is compiled in because it acts as a shape, an axis, a count "
+        "or a mode, such as --constant rate=16000 or axes=0,1" + more,
     )
 
 
@@ -104,6 +116,7 @@ def _compile(verbs: Any) -> None:
         "model.onnx -o model.gopt",
         "model.onnx -o model.gopt --shape x=1,3,224,224 --threads 2",
         "model.onnx -o model.gopt --shape x=1,128 --shape x=8,128   (two specialisations)",
+        "model.onnx -o model.gopt --shape x=1,512 --constant rate=16000",
         "model.onnx -o model.gopt --target aarch64:cortex-a76",
     )
     parser.add_argument("model", metavar="MODEL.onnx")
@@ -112,6 +125,7 @@ def _compile(verbs: Any) -> None:
     _shape_flag(
         parser, _SHAPE_HELP + "; given k times for one input, it makes k programs in one file"
     )
+    _constant_flag(parser, "; the k-th goes with the k-th shapes")
     _threads_flag(parser, "default: physical cores")
     _numerics_flag(parser)
     records = parser.add_mutually_exclusive_group()
@@ -178,6 +192,7 @@ def _profile(verbs: Any) -> None:
     parser.add_argument("--repeats", type=options.positive, default=20, help="runs (default: 20)")
     parser.add_argument("--all", action="store_true", help="show every call, not the 20 slowest")
     _shape_flag(parser, "which specialisation to profile")
+    _constant_flag(parser)
     _threads_flag(parser, "default: as compiled")
 
 

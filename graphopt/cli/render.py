@@ -77,11 +77,18 @@ def _tensor(tensor: Tensor) -> str:
 
 def report(account: Report) -> Table:
     """What a compilation did, in a few lines."""
-    shapes = "  ".join(f"{n}={','.join(map(str, s))}" for n, s in account.shapes.items())
+    shapes = "  ".join(
+        f"{n}={','.join(map(str, s))}"
+        for n, s in account.shapes.items()
+        if n not in account.constants
+    )
+    constants = "  ".join(f"{n}={value}" for n, value in account.constants.items())
     fired = {row.name: row.rewrites for row in account.passes if row.rewrites}
     origins = ", ".join(f"{count} {name}" for name, count in account.origins().items())
     table = _plain_table()
     table.add_row("shapes", Text(shapes or "(none)"))
+    if constants:
+        table.add_row("constants", Text(constants))
     table.add_row("target", f"{account.target}, {account.threads} threads")
     table.add_row("ONNX nodes", str(account.nodes))
     table.add_row("operations", f"{account.operations} in {account.groups} groups after the passes")

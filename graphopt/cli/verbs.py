@@ -55,6 +55,7 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
             args.model,
             target,
             shapes=options.specialisations(args.shape),
+            constants=options.specialisations(args.constant, "--constant"),
             threads=args.threads,
             tuning_log=() if args.no_records else args.tuning_log,
             numerics=args.numerics,
@@ -106,6 +107,7 @@ def verify(args: argparse.Namespace, screen: Screen) -> int:
             args.against,
             inputs=inputs,
             shapes=options.one_specialisation(args.shape),
+            constants=options.one_specialisation(args.constant, "--constant"),
             target=args.target,
             threads=args.threads,
             numerics=args.numerics,
@@ -125,11 +127,22 @@ def profile(args: argparse.Namespace, screen: Screen) -> int:
     if args.input:
         inputs = options.read_arrays(args.input)
     else:
-        wanted = options.one_specialisation(args.shape) or {}
-        fitting = [shapes for shapes in model.shapes if wanted.items() <= shapes.items()]
+        shapes = options.one_specialisation(args.shape) or {}
+        values = options.one_specialisation(args.constant, "--constant") or {}
+        fitting = [
+            (bound, constants)
+            for bound, constants in zip(model.shapes, model.constants, strict=True)
+            if shapes.items() <= bound.items()
+            and all(n in constants and (constants[n] == v).all() for n, v in values.items())
+        ]
         if not fitting:
-            raise OptionError("profile", "the program has no specialisation for these shapes.")
-        inputs = random_inputs(model.inputs, fitting[0])
+            wanted = "shapes and constants" if values else "shapes"
+            raise OptionError(
+                "profile",
+                f"the program has no specialisation for these {wanted}.",
+                hint=f"it has: {'; '.join(model.specialisations)}.",
+            )
+        inputs = {**random_inputs(model.inputs, fitting[0][0]), **fitting[0][1]}
     with screen.busy(f"profiling {args.program}"):
         result = model.profile(inputs, args.repeats)
     top = None if args.all else 20
@@ -140,7 +153,12 @@ def profile(args: argparse.Namespace, screen: Screen) -> int:
 def inspect(args: argparse.Namespace, screen: Screen) -> int:
     """graphopt inspect"""
     with screen.busy(f"reading {args.model}"):
-        result = graphopt.inspect(args.model, args.target, options.one_specialisation(args.shape))
+        result = graphopt.inspect(
+            args.model,
+            args.target,
+            options.one_specialisation(args.shape),
+            options.one_specialisation(args.constant, "--constant"),
+        )
     screen.show(result.to_dict(), *render.diagnosis(result))
     return OK if result.compiles else FAILED
 
@@ -163,6 +181,7 @@ def bench(args: argparse.Namespace, screen: Screen) -> int:
             args.against if saved else args.model,
             vs=peers,
             shapes=options.one_specialisation(args.shape),
+            constants=options.one_specialisation(args.constant, "--constant"),
             threads=args.threads,
             rounds=args.rounds,
             artifact=args.model if saved else None,

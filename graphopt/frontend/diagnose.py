@@ -43,10 +43,11 @@ class Diagnosis:
         opsets: operator set version by domain.
         inputs, outputs: as the model has them after binding shapes.
         unbound: inputs whose shapes must be given (or are compiled per shape seen).
+        values: inputs whose values must be given (or are compiled per value seen).
         nodes: number of nodes of the file's main graph, and after preparation.
         histogram: operators after preparation, most frequent first.
-        unsupported: nodes that would not compile; while inputs are unbound, only nodes whose
-            operator has no converter at all.
+        unsupported: nodes that would not compile; while shapes or values of inputs are open,
+            only nodes whose operator has no converter at all.
         doubtful: notes about nodes that compile but deserve a look.
         parameters, parameter_bytes: of all constants that are used.
         flops: 2 per multiply-add of convolutions, matrix products and recurrent layers; None if a
@@ -59,6 +60,7 @@ class Diagnosis:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     unbound: tuple[str, ...]
+    values: tuple[str, ...]
     original_nodes: int
     nodes: int
     histogram: Mapping[str, int]
@@ -93,16 +95,20 @@ def diagnose(
     types.update({tensor.name: tensor_type(tensor) for tensor in graph.initializer})
     static = {name: static_shape(kind) for name, kind in types.items()}
     unbound = tuple(unbound_inputs(prepared))
+    values = tuple(value_inputs(prepared))
     histogram = Counter(_label(node) for node in graph.node)
     return Diagnosis(
         opsets={opset.domain: opset.version for opset in prepared.proto.opset_import},
         inputs=tuple(_tensor(value) for value in graph_inputs(graph)),
         outputs=tuple(_tensor(value) for value in graph.output),
         unbound=unbound,
+        values=values,
         original_nodes=len(model.proto.graph.node),
         nodes=len(graph.node),
         histogram=dict(histogram.most_common()),
-        unsupported=_without_converter(prepared) if unbound else unsupported_nodes(prepared),
+        unsupported=(
+            _without_converter(prepared) if unbound or values else unsupported_nodes(prepared)
+        ),
         doubtful=_doubtful(prepared),
         parameters=sum(prod(tensor.dims) for tensor in graph.initializer),
         parameter_bytes=sum(_nbytes(types[tensor.name]) or 0 for tensor in graph.initializer),
@@ -156,7 +162,7 @@ def _without_converter(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
 
 def _doubtful(model: OnnxModel) -> tuple[str, ...]:
     notes = [
-        f"{node}: needs the value of input '{name}' at compile time: bind it to a constant"
+        f"{node}: is compiled for each value of input '{name}' (give one: --constant {name}=…)"
         for name, node in value_inputs(model).items()
     ]
     for node in model.proto.graph.node:

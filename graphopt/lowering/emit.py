@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import tvm
-from schedules.layout_change import change_candidate
-from tvm import s_tir
-
-from graphopt.codegen.kernel import Kernel, lower, to_kernel
-from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
-from graphopt.errors import CompileError
+from graphopt.codegen.kernel import Kernel
+from graphopt.codegen.plan import Call, Plan, TensorSpec
 from graphopt.lowering.choose import alias_table, find_source
 from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.groups import Alias, Group
-from graphopt.lowering.memory import Lifetime, place
+from graphopt.lowering.kernels import KernelSet
 from graphopt.lowering.prices import is_serial
+from graphopt.lowering.sharing import Place, Sharing, Tensor, share_memory
+from graphopt.lowering.storage import Storage
 from graphopt.lowering.weights import WeightPool
 from schedules.interface import (
     PLAIN,
@@ -29,6 +26,7 @@ from schedules.interface import (
     TensorSig,
     Workload,
 )
+from schedules.layout_change import change_candidate
 
 
 @dataclass(frozen=True)
@@ -52,32 +50,20 @@ class Emitted:
 
 
 @dataclass
-class _Memory:
-    """A buffer while the plan is being made: where it will live and which calls touch it."""
-
-    space: str
-    offset: int  # index for inputs and outputs, offset for weights, unknown yet in the arena
-    nbytes: int
-    first: int = 1 << 30
-    last: int = -1
-
-
-@dataclass
 class _Emitter:
     dataflow: Dataflow
     aliases: Mapping[int, int]
+    claims: Mapping[int, int]
+    sharing: Sharing
     traits: TargetTraits
-    target: Any
+    kernels: KernelSet
     pool: WeightPool
     copy: Any
     share: bool
-    kernels: dict[str, Kernel] = field(default_factory=dict)
-    names: dict[Any, str] = field(default_factory=dict)
-    memories: list[_Memory] = field(default_factory=list)
-    tensors: dict[tuple[int, Layout], int] = field(default_factory=dict)
+    storage: Storage = field(default_factory=Storage)
+    tensors: dict[Tensor, int] = field(default_factory=dict)
     made: dict[int, Layout] = field(default_factory=dict)
     weights: dict[int, int] = field(default_factory=dict)
-    claims: dict[int, int] = field(default_factory=dict)
     origin: dict[int, tuple[str, ...]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     uses: list[KernelUse] = field(default_factory=list)
@@ -85,25 +71,27 @@ class _Emitter:
 
     # --- tensors -------------------------------------------------------------------------------
 
-    def memory(self, space: str, offset: int, nbytes: int) -> int:
-        self.memories.append(_Memory(space, offset, nbytes))
-        return len(self.memories) - 1
-
-    def tensor(self, value: int, layout: Layout) -> int:
-        """Memory for `value` in `layout`, whose maker is about to be emitted."""
-        sig = self.dataflow.values[value]
-        nbytes = TensorSig(layout.physical(sig.shape), sig.dtype).nbytes
-        if layout == PLAIN and value in self.claims:
-            found = self.memory("output", self.claims[value], nbytes)
-        else:
-            found = self.memory("arena", 0, nbytes)
-        self.tensors[value, layout] = found
-        return found
+    def tensor(self, value: int, layout: Layout, sig: TensorSig | None = None) -> int:
+        """Memory for `value`, read as `sig`, in `layout`, whose maker is about to be emitted."""
+        sig = sig or self.dataflow.values[value]
+        key = Tensor(value, layout, len(sig.shape))
+        if key not in self.tensors:
+            nbytes = _physical(sig, layout).nbytes
+            part = self.sharing.parts.get(key)
+            if part is not None:
+                host = self.tensor(part.host.value, part.host.layout)
+                found = self.storage.inside(host, part.offset, nbytes)
+            elif layout == PLAIN and value in self.claims:
+                found = self.storage.add("output", self.claims[value], nbytes)
+            else:
+                found = self.storage.add("arena", 0, nbytes)
+            self.tensors[key] = found
+        return self.tensors[key]
 
     def weight(self, value: int, layout: Any, shape: tuple[int, ...]) -> int:
         offset, nbytes = self.pool.add(self.dataflow.constants[value], layout, shape)
         if offset not in self.weights:
-            self.weights[offset] = self.memory("weight", offset, nbytes)
+            self.weights[offset] = self.storage.add("weight", offset, nbytes)
         return self.weights[offset]
 
     def read(self, value: int, sig: TensorSig, layout: Layout) -> int:
@@ -113,25 +101,22 @@ class _Emitter:
         if owner in self.dataflow.constants:
             return self.weight(owner, layout, sig.shape)
         if not source.viewed:
-            return self.change(owner, sig, self.made[owner], layout, (owner, layout))
+            return self.change(owner, sig, self.made[owner], layout)
         plain = self.read(owner, self.dataflow.values[owner], PLAIN)
         if layout == PLAIN:
             return plain
         # Row-major memory under another shape: a tensor of its own once it is blocked.
-        self.tensors[value, PLAIN] = plain
+        self.tensors[Tensor(value, PLAIN, len(sig.shape))] = plain
         self.origin[value] = self.origin.get(owner, ())
-        return self.change(value, sig, PLAIN, layout, (value, layout))
+        return self.change(value, sig, PLAIN, layout)
 
-    def change(
-        self, value: int, sig: TensorSig, have: Layout, want: Layout, key: tuple[int, Layout]
-    ) -> int:
+    def change(self, value: int, sig: TensorSig, have: Layout, want: Layout) -> int:
+        """`value`'s memory in layout `want`, changed from what is in layout `have`."""
+        rank = len(sig.shape)
+        key = Tensor(value, want, rank)
         if key not in self.tensors:
-            source = self.tensors[value, have]
-            if want == PLAIN:
-                result = self.tensor(value, PLAIN)
-            else:
-                nbytes = TensorSig(want.physical(sig.shape), sig.dtype).nbytes
-                result = self.tensors[key] = self.memory("arena", 0, nbytes)
+            source = self.tensors[Tensor(value, have, rank)]
+            result = self.tensor(value, want, sig)
             candidate = change_candidate(sig, have, want, self.traits)
             workload = Workload(Op("layout_change", (sig,), sig))
             nodes = self.origin.get(value, ())
@@ -141,7 +126,13 @@ class _Emitter:
 
     # --- kernels and calls -----------------------------------------------------------------------
 
-    def group(self, group: Group, candidate: Candidate) -> None:
+    def group(self, index: int, group: Group, candidate: Candidate) -> None:
+        if index in self.sharing.views:
+            self.view(group, candidate.output, self.sharing.views[index])
+            return
+        if index in self.sharing.copies:
+            self.join(group, candidate.output, self.sharing.copies[index])
+            return
         if group.workload.output.elements == 0 and group.function is None:
             for value in group.outputs:  # nothing to compute, but others may name it
                 self.made[value] = candidate.output
@@ -167,6 +158,46 @@ class _Emitter:
             outputs.append(self.tensor(value, candidate.output))
         self.emit(candidate, group.workload, inputs, outputs, group.nodes)
 
+    def view(self, group: Group, layout: Layout, place: Place) -> None:
+        """A slice that is read where it lies in its source."""
+        [source], [result] = group.inputs, group.outputs
+        host = self.read(source, group.workload.op.inputs[0], layout)
+        sig = self.dataflow.values[result]
+        region = self.storage.inside(host, place.offset, _physical(sig, layout).nbytes)
+        self.storage.written(region, self.storage.writers(host))
+        self.tensors[Tensor(result, layout, len(sig.shape))] = region
+        self.done(result, layout, group.nodes)
+
+    def join(self, group: Group, layout: Layout, copies: tuple[int, ...]) -> None:
+        """A concatenation whose parts lie in its result, but for those in `copies`."""
+        op, [result] = group.workload.op, group.outputs
+        host = self.tensor(result, layout)
+        offset = 0
+        for position, (value, sig) in enumerate(zip(group.inputs, op.inputs, strict=True)):
+            region, piece = self.read(value, sig, layout), _physical(sig, layout)
+            if position in copies:
+                target = self.storage.inside(host, offset, piece.nbytes)
+                self.copy_tensor(region, target, piece, group.nodes)
+                region = target
+            self.storage.written(host, self.storage.writers(region))
+            offset += piece.nbytes
+        self.done(result, layout, group.nodes)
+
+    def done(self, result: int, layout: Layout, nodes: tuple[str, ...]) -> None:
+        """`result` has been computed by the kernels of other nodes, whose calls get its `nodes`."""
+        self.made[result], self.origin[result] = layout, nodes
+        for index in self.storage.writers(self.tensor(result, layout)):
+            merged = tuple(dict.fromkeys(self.calls[index].nodes + nodes))
+            self.calls[index] = replace(self.calls[index], nodes=merged)
+            self.uses[index] = replace(self.uses[index], nodes=merged)
+
+    def copy_tensor(self, source: int, target: int, sig: TensorSig, nodes: tuple[str, ...]) -> None:
+        """Copy memory of shape `sig`."""
+        operand = replace(sig, shape=sig.shape or (1,))
+        epilogue = Epilogue((operand,), (), sig.dtype, (False,))
+        workload = Workload(Op("elementwise", (), operand), epilogue)
+        self.emit(self.copy(workload), workload, [source], [target], nodes)
+
     def emit(
         self,
         candidate: Candidate,
@@ -175,16 +206,17 @@ class _Emitter:
         outputs: Sequence[int],
         nodes: tuple[str, ...],
     ) -> None:
-        name = self.kernel(candidate, workload, nodes)
+        name = self.kernels.name(candidate, workload, nodes)
         serial = not self.share or is_serial(candidate.cost, self.traits)
         arguments = [*inputs, *outputs]
-        for workspace in self.kernels[name].workspaces:
+        for workspace in self.kernels.kernels[name].workspaces:
             workers = 1 if workspace.shared or serial else self.traits.threads
-            arguments.append(self.memory("arena", 0, workspace.nbytes * workers))
+            arguments.append(self.storage.add("arena", 0, workspace.nbytes * workers))
         index = len(self.calls)
         for argument in arguments:
-            memory = self.memories[argument]
-            memory.first, memory.last = min(memory.first, index), index
+            self.storage.touch(argument, index)
+        for output in outputs:
+            self.storage.written(output, [index])
         site = f"{index}:{name}"
         self.calls.append(
             Call(
@@ -198,25 +230,6 @@ class _Emitter:
             )
         )
         self.uses.append(KernelUse(site, name, candidate.name, nodes))
-
-    def kernel(self, candidate: Candidate, workload: Workload, nodes: tuple[str, ...]) -> str:
-        """The name of the kernel for a candidate; identical groups share one."""
-        key = (candidate.name, workload, candidate.layouts, candidate.output)
-        if key not in self.names:
-            name = f"{workload.op.kind}_{len(self.names)}"
-            try:
-                schedule = s_tir.Schedule(tvm.IRModule({"main": candidate.compute()}))
-                candidate.schedule(schedule)
-                self.kernels[name] = to_kernel(lower(schedule.mod["main"], self.target))
-            except Exception as error:
-                raise CompileError(
-                    "lowering",
-                    f"the kernel {candidate.name} cannot be made: {_last_line(error)}",
-                    node=", ".join(nodes) or None,
-                    hint="This is a defect of graphopt; please report it with the model.",
-                ) from error
-            self.names[key] = name
-        return self.names[key]
 
 
 def emit(
@@ -238,64 +251,56 @@ def emit(
             inputs, constants or other outputs.
         share: whether workers share the larger kernels; otherwise one runs them all.
     """
-    emitter = _Emitter(dataflow, alias_table(entries), traits, target, pool, copy, share)
-    for index, (_, value) in enumerate(dataflow.inputs):
-        emitter.made[value] = PLAIN
-        nbytes = dataflow.values[value].nbytes
-        emitter.tensors[value, PLAIN] = emitter.memory("input", index, nbytes)
+    aliases = alias_table(entries)
     produced = {v for entry in entries if isinstance(entry, Group) for v in entry.outputs}
+    claims: dict[int, int] = {}
     copies: list[tuple[int, int]] = []
     for index, (_, value) in enumerate(dataflow.outputs):
         rank = len(dataflow.values[value].shape)
-        owner = find_source(dataflow, emitter.aliases, value, rank).value
-        if owner in produced and owner not in emitter.claims:
-            emitter.claims[owner] = index
+        owner = find_source(dataflow, aliases, value, rank).value
+        if owner in produced and owner not in claims:
+            claims[owner] = index
         else:
             copies.append((index, value))
+    sharing = share_memory(dataflow, entries, chosen, claims)
+    kernels = KernelSet(target)
+    emitter = _Emitter(dataflow, aliases, claims, sharing, traits, kernels, pool, copy, share)
+    for index, (_, value) in enumerate(dataflow.inputs):
+        emitter.made[value] = PLAIN
+        nbytes = dataflow.values[value].nbytes
+        key = Tensor(value, PLAIN, len(dataflow.values[value].shape))
+        emitter.tensors[key] = emitter.storage.add("input", index, nbytes)
     for index, entry in enumerate(entries):
         if isinstance(entry, Group):
-            emitter.group(entry, chosen[index])
-    for owner in emitter.claims:
+            emitter.group(index, entry, chosen[index])
+    for owner in claims:
         emitter.read(owner, dataflow.values[owner], PLAIN)
     for index, value in copies:
-        _emit_copy(emitter, index, value)
+        sig = dataflow.values[value]
+        result = emitter.storage.add("output", index, sig.nbytes)
+        emitter.copy_tensor(emitter.read(value, sig, PLAIN), result, sig, ())
     return _finish(emitter)
 
 
-def _emit_copy(emitter: _Emitter, index: int, value: int) -> None:
-    sig = emitter.dataflow.values[value]
-    operand = replace(sig, shape=sig.shape or (1,))
-    workload = Workload(
-        Op("elementwise", (), operand), Epilogue((operand,), (), sig.dtype, (False,))
-    )
-    source = emitter.read(value, sig, PLAIN)
-    result = emitter.memory("output", index, sig.nbytes)
-    emitter.emit(emitter.copy(workload), workload, [source], [result], ())
-
-
 def _finish(emitter: _Emitter) -> Emitted:
-    arena = [m for m in emitter.memories if m.space == "arena"]
-    offsets, total = place([Lifetime(m.nbytes, m.first, m.last) for m in arena])
-    for memory, offset in zip(arena, offsets, strict=True):
-        memory.offset = offset
+    buffers, arena_bytes = emitter.storage.buffers()
     dataflow = emitter.dataflow
     plan = Plan(
         tuple(_spec(dataflow, name, value) for name, value in dataflow.inputs),
         tuple(_spec(dataflow, name, value) for name, value in dataflow.outputs),
-        tuple(Buffer(m.space, m.offset, m.nbytes) for m in emitter.memories),
+        buffers,
         tuple(emitter.calls),
-        total,
+        arena_bytes,
         emitter.pool.nbytes,
         emitter.traits.threads,
     )
-    return Emitted(plan, emitter.kernels, tuple(emitter.uses), emitter.layout_changes)
+    return Emitted(plan, emitter.kernels.kernels, tuple(emitter.uses), emitter.layout_changes)
+
+
+def _physical(sig: TensorSig, layout: Layout) -> TensorSig:
+    return TensorSig(layout.physical(sig.shape), sig.dtype)
 
 
 def _spec(dataflow: Dataflow, name: str, value: int) -> TensorSpec:
     sig = dataflow.values[value]
     return TensorSpec(name, sig.dtype, sig.shape)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -95,7 +95,7 @@ def _pointwise_region(
         if dataflow.values[operation.outputs[0]].shape != shape:
             return []
         region.append(waiting[0])
-        open_values = [v for v in open_values if any(u not in region for u in users[v])] + [
+        open_values = [v for v in open_values if any(u not in region for u in users.get(v, ()))] + [
             operation.outputs[0]
         ]
         if len(open_values) == 1:

@@ -15,7 +15,6 @@ from graphopt.lowering.dataflow import Action, Anchor, Array, Dataflow, Legalise
 from graphopt.lowering.translate import translate
 from schedules.interface import TensorSig
 
-
 MAX_ELEMENTS = 2**31 - 1
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from typing import NamedTuple
 
 from graphopt.lowering.choose import alias_table, find_source
 from graphopt.lowering.dataflow import Dataflow
@@ -18,11 +18,16 @@ from graphopt.lowering.groups import Alias, Group
 from graphopt.lowering.memory import ALIGNMENT
 from schedules.interface import PLAIN, Candidate, Layout, TensorSig, Workload
 
-Tensor: TypeAlias = tuple[int, Layout]
-"""A value in one of the layouts in which it is in memory."""
-
 MAX_COPIES = 1
 """More copies of parts than this would be more launches than the concatenation's one."""
+
+
+class Tensor(NamedTuple):
+    """A value in one of the layouts and, with leading axes of 1, ranks in which it is in memory."""
+
+    value: int
+    layout: Layout
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -83,21 +88,21 @@ class _Search:
         self.viewed: set[Tensor] = set()
 
     def slice(self, index: int, group: Group, layout: Layout) -> None:
-        source, result = self.tensor(group.inputs[0], layout), (group.outputs[0], layout)
+        source, result = self.read(group.inputs[0], layout), self.own(group.outputs[0], layout)
         offset = piece_offset(group.workload, layout)
         if offset is not None and self.in_arena(source) and self.in_arena(result):
             self.views[index] = Place(source, offset)
             self.viewed.add(result)
 
     def concat(self, index: int, group: Group, layout: Layout) -> None:
-        host = (group.outputs[0], layout)
+        host = self.own(group.outputs[0], layout)
         offsets = part_offsets(group.workload, layout)
         if offsets is None or not self.in_arena(host):
             return
         parts: dict[Tensor, Place] = {}
         copies = []
         for position, (value, offset) in enumerate(zip(group.inputs, offsets, strict=True)):
-            tensor = self.tensor(value, layout)
+            tensor = self.read(value, layout)
             taken = tensor in self.parts or tensor in parts or tensor in self.viewed
             if taken or not self.in_arena(tensor):
                 copies.append(position)
@@ -107,32 +112,34 @@ class _Search:
             self.parts.update(parts)
             self.copies[index] = tuple(copies)
 
-    def tensor(self, value: int, layout: Layout) -> Tensor:
+    def own(self, value: int, layout: Layout) -> Tensor:
+        return Tensor(value, layout, len(self.dataflow.values[value].shape))
+
+    def read(self, value: int, layout: Layout) -> Tensor:
         """The tensor that a reader of `value` in `layout` reads."""
-        source = find_source(self.dataflow, self.aliases, value, len(self._shape(value)))
+        source = find_source(self.dataflow, self.aliases, value, self.own(value, layout).rank)
         # A view of another shape is a tensor of its own once it is blocked.
-        return (value, layout) if source.viewed and layout != PLAIN else (source.value, layout)
+        own = source.viewed and layout != PLAIN
+        return self.own(value if own else source.value, layout)
 
     def in_arena(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory is the program's own, so that it may be a part or have parts.
 
         Inputs and outputs are the caller's; constants are among the weights.
         """
-        value, layout = tensor
-        owner = find_source(self.dataflow, self.aliases, value, len(self._shape(value))).value
+        owner = find_source(self.dataflow, self.aliases, tensor.value, tensor.rank).value
         if owner in self.dataflow.constants:
             return False
-        return layout != PLAIN or (owner in self.made and owner not in self.claims)
-
-    def _shape(self, value: int) -> tuple[int, ...]:
-        return self.dataflow.values[value].shape
+        return tensor.layout != PLAIN or (owner in self.made and owner not in self.claims)
 
 
 def _moves_only(group: Group, candidate: Candidate) -> bool:
     """Whether every element is stored as it was read, in the same layout."""
     epilogue, op = group.workload.epilogue, group.workload.op
     same = all(layout == candidate.output for layout in candidate.layouts)
-    return same and not epilogue.steps and epilogue.dtype == op.output.dtype
+    return (
+        same and not epilogue.steps and not epilogue.operands and epilogue.dtype == op.output.dtype
+    )
 
 
 def part_offsets(workload: Workload, layout: Layout) -> tuple[int, ...] | None:

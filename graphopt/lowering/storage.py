@@ -1,4 +1,4 @@
-"""The memory of a program while its plan is being made: regions, regions inside others, lifetimes."""
+"""The memory of a program while its plan is made: regions, regions inside others, lifetimes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from graphopt.lowering.memory import ALIGNMENT, Lifetime, place
 
 @dataclass
 class _Region:
-    """A buffer of the plan to be. `offset` is an index for inputs and outputs, else in bytes;
+    """A buffer of the plan to be.
 
-    relative to `host` if it lies inside another region, unknown yet for others in the arena.
+    `offset` is an index for inputs and outputs, else in bytes: relative to `host` if the region
+    lies inside another one, unknown yet for others in the arena.
     """
 
     space: str

@@ -4,37 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from lowering_run import TARGET, lowered, run
 from relax_graph import make_graph
 from tvm import relax
 from tvm.relax import op
 
 from graphopt.codegen.executable import build
 from graphopt.errors import CompileError
-from graphopt.lowering.lower import LoweringOptions, lower_graph
-from graphopt.lowering.weights import WeightPool
 from graphopt.runtime.session import Session
-from graphopt.target import TargetSpec
-
-TARGET = TargetSpec.parse("cpu")
-
-
-def lowered(graph, threads=2, **options):
-    pool = WeightPool()
-    found = lower_graph(
-        graph,
-        TARGET.traits(threads),
-        TARGET.tvm_target(threads),
-        pool,
-        LoweringOptions(**options),
-    )
-    return found.emitted, pool
-
-
-def run(graph, inputs, threads=2):
-    emitted, pool = lowered(graph, threads)
-    module = build(emitted.plan, emitted.kernels, TARGET.tvm_target(threads), TARGET.arch)
-    with Session(emitted.plan, module, pool.block(), threads) as session:
-        return session.run(inputs), emitted
 
 
 def random(*shape):
