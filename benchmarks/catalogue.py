@@ -73,6 +73,8 @@ MODELS: tuple[Model, ...] = (
     Model("vit_tiny", "vit_tiny.onnx"),
     Model("minilm_l6", "minilm_l6.onnx"),
     Model("bilstm", "bilstm.onnx"),
+    Model("cnn_bn", "cnn_bn.onnx"),
+    Model("cnn_dynamic", "cnn_dynamic.onnx", shapes={"input": (4, 3, 96, 96)}),
     Model(
         "ppocr_det",
         "models/PP-OCRv6_det_small.onnx",

@@ -18,7 +18,7 @@ from graphopt.bundling import Specialisation, parts
 from graphopt.codegen.plan import TensorSpec
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import InputError, OptionError
-from graphopt.frontend.load import load_model
+from graphopt.frontend.load import load_model, require_weights
 from graphopt.frontend.model import OnnxModel
 from graphopt.report import Report
 from graphopt.runtime.profiler import Profile
@@ -107,7 +107,9 @@ def compile(  # noqa: A001 (the public contract's name)
         cache=cache,
         **unknown,
     )
-    return CompiledModel(load_model(model), config)
+    loaded = load_model(model)
+    require_weights(loaded)
+    return CompiledModel(loaded, config)
 
 
 class CompiledModel:

@@ -11,6 +11,16 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from graphopt.errors import ModelError
 from graphopt.frontend.model import OnnxModel, all_tensors, check_external, tensor_label
 
+_DATA_FIELDS = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+)
+
 # First byte of every ONNX file: protobuf's tag of field 1 (ir_version), a varint.
 _ONNX_FIRST_BYTE = 0x08
 
@@ -34,6 +44,28 @@ def load_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Onnx
         model = OnnxModel(_parse(_read(path), f"'{path}'"), path.resolve().parent)
     _check_complete(model)
     return model
+
+
+def require_weights(model: OnnxModel) -> None:
+    """Refuse a graph whose weights were stripped; such a graph can only be inspected.
+
+    Raises:
+        ModelError: naming one of the initializers that have no data.
+    """
+    empty = [
+        tensor
+        for tensor in model.proto.graph.initializer
+        if tensor.data_location != onnx.TensorProto.EXTERNAL
+        and all(tensor.dims)
+        and not any(getattr(tensor, name) for name in _DATA_FIELDS)
+    ]
+    if empty:
+        others = f" and {len(empty) - 1} others have" if len(empty) > 1 else " has"
+        raise ModelError(
+            "load",
+            f"The model is incomplete: {tensor_label(empty[0])}{others} no data.",
+            hint="Its weights were stripped; get the whole model.",
+        )
 
 
 def _read(path: Path) -> bytes:

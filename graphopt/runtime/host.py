@@ -8,8 +8,6 @@ import platform
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 # LLVM's name of each instruction-set extension that compiled code may contain, and the flag that
 # the Linux kernel shows when the processor has it and the system enables it. Left out is what LLVM
 # never generates by itself (cryptography, AMX): needing it would only refuse machines.
@@ -143,5 +141,7 @@ def physical_cores() -> int:
                 cores.add(str(cpu))
         count = len(cores)
     else:
+        import psutil  # takes longer than the rest of this file, and Linux does without
+
         count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return max(1, min(count, math.ceil(_cpu_quota()) if _cpu_quota() < math.inf else count))

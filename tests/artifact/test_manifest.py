@@ -11,7 +11,7 @@ import pytest
 from artifact_parts import Parts, make_parts
 
 from graphopt.artifact.manifest import decode, encode
-from graphopt.codegen.plan import TensorSpec
+from graphopt.codegen.plan import BoundInput, TensorSpec
 from graphopt.errors import ArtifactError
 
 
@@ -35,6 +35,41 @@ def test_entries_specialise_the_models_signature(parts: Parts) -> None:
         manifest = replace(parts.manifest, inputs=(spec, parts.manifest.inputs[1]))
         with pytest.raises(ArtifactError, match=reason):
             encode(manifest)
+
+
+RATE = BoundInput("rate", "int64", (2,), (-(2**63), 2**63 - 1))
+LOUD = BoundInput("loud", "bool", (), (1,))
+
+
+def test_bound_inputs_stand_in_the_models_order(parts: Parts) -> None:
+    x, k = parts.manifest.inputs
+    inputs = (
+        TensorSpec("rate", "int64", (2,)),
+        x,
+        TensorSpec("loud", "bool", ()),
+        k,
+    )
+    entry = replace(parts.manifest.entries[0], bound=(RATE, LOUD))
+    manifest = replace(parts.manifest, inputs=inputs, entries=(entry,))
+    assert decode(encode(manifest)) == manifest
+    for bound in ((LOUD, RATE), (RATE,), (RATE, RATE, LOUD), (RATE, replace(LOUD, name="k"))):
+        broken = replace(manifest, entries=(replace(entry, bound=bound),))
+        with pytest.raises(ArtifactError, match=r"bound|names differ"):
+            encode(broken)
+    two = replace(manifest, entries=(entry, replace(entry, bound=(RATE,))))
+    with pytest.raises(ArtifactError, match=r"entries\[1\].bound"):
+        encode(two)
+
+
+def bind(document: dict[str, Any], **changes: Any) -> None:
+    """Add an input `n`, int8 [2], bound to (1, 2), with `changes`."""
+    document["inputs"].append({"name": "n", "dtype": "int8", "shape": [2]})
+    bound = {"name": "n", "dtype": "int8", "shape": [2], "values": [1, 2], **changes}
+    document["entries"][0]["bound"] = [bound]
+
+
+def test_bound_inputs_are_read() -> None:
+    assert decode(edit(bind)).entries[0].bound == (BoundInput("n", "int8", (2,), (1, 2)),)
 
 
 def edit(change: Callable[[dict[str, Any]], Any]) -> bytes:
@@ -72,6 +107,14 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "weights offset": (lambda d: d["entries"][0].update(weights_offset=8), "multiple of 64"),
     "negative offset": (lambda d: d["entries"][0].update(weights_offset=-64), "outside 0"),
     "feature no string": (lambda d: d["entries"][0].update(features=[1]), r"features\[0\]"),
+    "no bound": (lambda d: d["entries"][0].pop("bound"), "missing bound"),
+    "bound name": (lambda d: bind(d, name="m"), "names"),
+    "bound type": (lambda d: bind(d, dtype="float32"), "no integer and no bool"),
+    "bound other type": (lambda d: bind(d, dtype="uint8"), "n is uint8"),
+    "bound shape": (lambda d: bind(d, shape=[3]), "2 values for a tensor"),
+    "bound range": (lambda d: bind(d, values=[1, 128]), r"values\[1\]: 128 is outside"),
+    "bound value": (lambda d: bind(d, values=[1, 1.5]), "got float"),
+    "bound field": (lambda d: bind(d, more=1), "unknown 'more'"),
     "unknown plan field": (lambda d: plan(d).update(x=1), r"entries\[0\].plan: unknown 'x'"),
     "unknown dtype": (lambda d: plan(d)["inputs"][0].update(dtype="object"), "element type"),
     "unbound plan": (lambda d: plan(d)["inputs"][0].update(shape=[None]), "unbound"),

@@ -80,14 +80,13 @@ def test_convolutions_write_into_the_concatenation():
     emitted = check({"x": random(1, 3, 14, 14)}, body, reference)
     assert "concat" not in kinds(emitted)
     assert len(nodes(emitted)) == 5
-    concat = [
-        node for node in nodes(emitted) if sum(node in c.nodes for c in emitted.plan.calls) > 1
-    ]
-    assert len(concat) == 1  # it is computed by the two convolutions together
     plan = emitted.plan
-    parts = [plan.buffers[c.args[-1]] for c in plan.calls if concat[0] in c.nodes]
-    reader = plan.calls[-1] if kinds(emitted)[-1] == "conv2d" else plan.calls[-2]
-    whole = plan.buffers[reader.args[0]]
+    convolutions = [call for call in plan.calls if call.kernel.startswith("conv2d")]
+    first, *expansions, last = convolutions
+    [concat] = set(expansions[0].nodes) & set(expansions[1].nodes)  # they compute it together
+    assert concat not in first.nodes + last.nodes
+    parts = [plan.buffers[call.args[-1]] for call in expansions]
+    whole = plan.buffers[last.args[0]]
     assert sorted(part.offset - whole.offset for part in parts) == [0, parts[0].nbytes]
     assert sum(part.nbytes for part in parts) == whole.nbytes
 
@@ -144,7 +143,7 @@ def test_concatenation_of_concatenations():
             joined = np.concatenate([joined, softmax(joined[:2])])
         return softmax(joined)
 
-    emitted = check({"x": random(2, 16)}, body, reference)
+    emitted = check({"x": random(4, 16)}, body, reference)
     assert set(kinds(emitted)) == {"softmax"}
     assert len(nodes(emitted)) == 2 + 3 * 3  # slices and concatenations are accounted for
 
@@ -333,7 +332,7 @@ NUMPY = {
 }
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_networks(seed):
     """Networks of concatenations, slices, views and convolutions against NumPy."""
     rng = np.random.default_rng(seed)
