@@ -67,7 +67,7 @@ def emit_whole(
         channels,
         lambda panel: panel // per_group * channels,
     )
-    return kernel.function(parallel_grid((conv.batch, panels, conv.out_height), direct.row))
+    return kernel.function(parallel_grid((conv.batch, panels, conv.out_height), direct.band))
 
 
 @dataclass(frozen=True)

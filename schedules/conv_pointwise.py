@@ -86,9 +86,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
         last = multiply(n, panel, nest.integer(whole), rest)
         if not whole:
             return last
-        return nest.sequence(
-            nest.branch(t < whole, multiply(n, panel, t, tile.pixels), last)
-        )
+        return nest.sequence(nest.branch(t < whole, multiply(n, panel, t, tile.pixels), last))
 
     if cut.weights_stay:
         grid = parallel_grid((conv.batch, panels, tiles), task)

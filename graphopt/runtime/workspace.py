@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,10 @@ _VALUE = struct.Struct("=q")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class Workspace:
     """The arena of one run at a time, and staging buffers for inputs that cannot be borrowed.
 
@@ -28,6 +33,9 @@ class Workspace:
 
     def __init__(self, plan: Plan) -> None:
         try:
+            # The system would promise more than there is, and end the process when it is touched.
+            if plan.arena_bytes > _physical_bytes():
+                raise MemoryError
             # Not cleared: the system maps pages as kernels touch them.
             self.arena = aligned_empty((plan.arena_bytes,), np.dtype(np.uint8), plan.arena_bytes)
         except MemoryError as error:

@@ -1,0 +1,89 @@
+"""The wheel is built, installed into a clean place and used there: it has all that it needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import onnx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "graphopt", "schedules", "tuning_logs")
+
+SCRIPT = """
+import json, sys
+import numpy as np
+import graphopt, schedules
+model = graphopt.compile(sys.argv[1], threads=1)
+x = np.ones((1, 3, 12, 12), np.float32)
+y = model.run({"x": x})["y"]
+model.save("m.gopt")
+loaded = graphopt.load("m.gopt").run({"x": x})["y"]
+print(json.dumps({
+    "files": [graphopt.__file__, schedules.__file__], "equal": bool((y == loaded).all()),
+}))
+"""
+
+
+def call(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
+    command = [str(word) for word in words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy: building leaves files beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        elif (ROOT / name).is_file():
+            shutil.copy(ROOT / name, source / name)
+    words = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)
+    done = call(*words, source, folder=folder)
+    if "No matching distribution" in done.stderr:
+        pytest.skip("pip cannot get setuptools, which builds the wheel")
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_an_installed_wheel_compiles(
+    wheel: Path, tiny_cnn: onnx.ModelProto, tmp_path: Path
+) -> None:
+    place = tmp_path / "env"
+    venv.create(place, symlinks=True)
+    python = place / "bin" / "python"
+    # A line of a .pth file is a folder to import from; the .pth files in that are not read, so
+    # the dependencies are found there and an editable graphopt is not.
+    (packages,) = place.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = ("install", "--quiet", "--no-deps", "--no-index")
+    done = call(sys.executable, "-m", "pip", "--python", python, *install, wheel, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for package in ("graphopt", "schedules"):
+        assert (packages / package / "py.typed").is_file()
+    shipped = {path.relative_to(packages) for path in packages.rglob("*.py")}
+    for package in ("graphopt", "schedules"):
+        ours = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")}
+        assert ours <= shipped
+
+    onnx.save(tiny_cnn, tmp_path / "model.onnx")
+    done = call(python, "-c", SCRIPT, "model.onnx", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["equal"]
+    assert all(Path(file).is_relative_to(packages) for file in result["files"])
+    done = call(place / "bin" / "graphopt", "verify", "model.onnx", folder=tmp_path)
+    assert (done.returncode, "all outputs agree" in done.stdout) == (0, True), done.stderr
