@@ -220,13 +220,13 @@ class DirectTiles:
         def block(ic: PrimExpr, inner: int) -> Stmt:
             def horizontal(kh: PrimExpr) -> Stmt:
                 y = first + kh
-                return nest.sequence(
-                    *[
-                        streamed(inner, partial(step, ic, y, kw), vectors * lanes, stream,
-                                 ic, rows.weight(y), columns.weight(kw))
-                        for kw in reach
-                    ]
-                )  # fmt: skip
+
+                def across(kw: int) -> Stmt:
+                    number = (ic * rows.taps + y) * columns.taps + kw
+                    body = partial(step, ic, y, kw)
+                    return streamed(inner, body, vectors * lanes, stream, number)
+
+                return nest.sequence(*map(across, reach))
 
             return nest.serial(count, horizontal, "kh")
 
@@ -269,11 +269,13 @@ class DirectTiles:
     def next_panel(self, panel: PrimExpr, number: PrimExpr) -> Stream:
         """What tile `number` of a panel fetches of the next one."""
         across = ceil_div(self.columns.out, self.size.pixels)
+        taps = self.rows.taps * self.columns.taps
         return Stream(
             self.kernel.weights,
+            (panel + 1, 0, 0, 0, 0, 0),
             self.bands() * across,
             number,
-            lambda *block: (panel + 1, *block, 0, 0),
+            ceil_div(self.channels, self.block) * taps,
         )
 
     def row(

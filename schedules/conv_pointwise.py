@@ -57,15 +57,16 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
 
     def multiply(n: PrimExpr, panel: PrimExpr, t: PrimExpr, pixels: int) -> Stmt:
         acc = Accumulators(pixels, tile.vectors, lanes)
-        start = t * tile.pixels
+        first = t * tile.pixels
         stream = None
         if cut.weights_stay:
-            stream = Stream(kernel.weights, tiles, t, lambda ic: (panel + 1, ic, 0, 0, 0, 0))
+            start = (panel + 1, 0, 0, 0, 0, 0)
+            stream = Stream(kernel.weights, start, tiles, t, ceil_div(conv.channels, lanes))
 
         def block(ic: PrimExpr, inner: int) -> Stmt:
             def step(ii: PrimExpr) -> Stmt:
                 def term(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> PrimExpr:
-                    pixel = nest.read(kernel.image, n, ic, *nest.unflatten(start + p, size), ii)
+                    pixel = nest.read(kernel.image, n, ic, *nest.unflatten(first + p, size), ii)
                     return pixel * nest.read(kernel.weights, panel, ic, 0, 0, ii, v * lanes + x)
 
                 return acc.add(term)
@@ -73,7 +74,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
             return streamed(inner, step, tile.vectors * lanes, stream, ic)
 
         def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
-            position = nest.unflatten(start + p, size)
+            position = nest.unflatten(first + p, size)
             return kernel.finish(acc.value(p, v, x), (n, panel * tile.vectors + v, *position, x))
 
         return nest.sequence(

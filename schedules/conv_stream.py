@@ -18,21 +18,25 @@ from schedules.nest import Buffer, Stmt
 
 LINE = 16
 """float32 values in a cache line."""
+BURST = 8
+"""Lines that may be asked for at once: half of what a core can await."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The blocks of weights that come after the ones in use, fetched by `shares` tiles together.
+    """The weights that come after the ones in use, fetched by the tiles that share the latter.
 
-    source: the packed weights. shares: tiles that use the same weights; each fetches its part.
-    share: which of them this tile is. ahead: index into `source` of the block to fetch, for the
-    coordinates of the block that is being read.
+    source: the packed weights. start: index into `source` of what is fetched. shares: tiles that
+    use the same weights; each fetches its part, in order, because the hardware helps only with
+    what it recognises as a sequence. share: which of them this tile is. blocks: into how many
+    blocks the loops of a tile divide the weights that it reads.
     """
 
     source: Buffer
+    start: tuple[PrimExpr | int, ...]
     shares: int
     share: PrimExpr
-    ahead: Callable[..., tuple[PrimExpr | int, ...]]
+    blocks: int
 
 
 def streamed(
@@ -40,30 +44,30 @@ def streamed(
     step: Callable[[PrimExpr], Stmt],
     width: int,
     stream: Stream | None,
-    *block: PrimExpr | int,
+    block: PrimExpr | int,
 ) -> Stmt:
     """The loop over the `steps` channels of a block of weights, each of `width` values.
 
-    Meanwhile the tile's share of another block is fetched, which `stream` finds for `block`.
+    Meanwhile it fetches what `stream` says, a part for each `block` of the tile.
     """
     if stream is None:
         return nest.serial(steps, step, "ii")
     lines = ceil_div(ceil_div(steps * width, LINE), stream.shares)
-    at_once = ceil_div(lines, steps)
-    groups = ceil_div(lines, at_once)
-    while steps % groups:
-        groups += 1
-    per_group = steps // groups
-    found = stream.ahead(*block)
+    number = stream.share * stream.blocks + block
 
-    def group(g: PrimExpr) -> Stmt:
-        first = (stream.share * groups + g) * at_once
-        fetches = [
-            nest.prefetch(stream.source, *found[:-1], found[-1] + (first + i) * LINE)
-            for i in range(at_once)
+    def fetch(first: PrimExpr, count: int) -> list[Stmt]:
+        return [
+            nest.prefetch(stream.source, *stream.start[:-1], stream.start[-1] + (first + i) * LINE)
+            for i in range(count)
         ]
-        return nest.sequence(
-            *fetches, nest.serial(per_group, lambda i: step(g * per_group + i), "ii")
-        )
 
-    return nest.serial(groups, group, "fetch")
+    # A loop over fewer steps than these would be unrolled in full, and LLVM would then load weights
+    # so early that accumulators no longer fit the registers.
+    if lines <= BURST:
+        return nest.sequence(*fetch(number * lines, lines), nest.serial(steps, step, "ii"))
+    each = ceil_div(lines, steps)
+    return nest.serial(
+        steps,
+        lambda i: nest.sequence(*fetch((number * steps + i) * each, each), step(i)),
+        "ii",
+    )

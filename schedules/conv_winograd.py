@@ -231,9 +231,10 @@ class _Winograd:
         start = number * self.cut.tile.pixels
         stream = Stream(
             self.kernel.weights,
+            (panel, p + 1, 0, 0),
             ceil_div(block, self.cut.tile.pixels),
             number,
-            lambda ic: (panel, p + 1, ic * lanes, 0),
+            self.in_blocks,
         )
 
         def channels(ic: PrimExpr, inner: int) -> Stmt:

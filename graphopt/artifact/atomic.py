@@ -21,11 +21,17 @@ def replacing(path: str | os.PathLike[str], stage: str) -> Iterator[BinaryIO]:
     it was and the temporary one is removed.
 
     Raises:
-        ArtifactError: with `stage` and the reason, for any OSError in the block or here.
+        ArtifactError: with `stage` and the reason, for any OSError in the block or here, and if
+            `path` is there and no regular file: root would replace a device such as /dev/null.
     """
     target = Path(os.path.realpath(os.fspath(path)))  # write through links, do not replace them
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
+        if target.exists() and not target.is_file():
+            kind = "a directory" if target.is_dir() else "a device, a pipe or a socket"
+            raise ArtifactError(
+                stage, f"Cannot write {os.fspath(path)}: it is {kind}.", hint="Name a file."
+            )
         with contextlib.ExitStack() as cleanup:
             # os.open, unlike tempfile, gives the mode that the user's umask asks for.
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -98,8 +98,13 @@ def writable(path: str) -> Path:
     """`path`, after checking that a file can be written there; OptionError before work is lost."""
     target = Path(path)
     folder = Path(os.path.realpath(target)).parent
-    if target.is_dir():
-        raise OptionError("options", f"'{path}' is a directory.", hint="name a file in it.")
+    try:
+        if target.is_dir():
+            raise OptionError("options", f"'{path}' is a directory.", hint="name a file in it.")
+        if target.exists() and not target.is_file():
+            raise OptionError("options", f"'{path}' is no regular file.", hint="name a file.")
+    except PermissionError as error:
+        raise OptionError("options", f"'{path}' cannot be written: {error.strerror}.") from error
     if not folder.is_dir():
         raise OptionError("options", f"there is no directory '{folder}' to write into.")
     if not os.access(folder, os.W_OK | os.X_OK):

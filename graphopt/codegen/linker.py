@@ -98,11 +98,35 @@ def shared_library(module: Any, linker: Linker) -> bytes:
     """The shared library of a tvm runtime Module of kind llvm, as bytes.
 
     Raises:
-        CompileError: the linker failed.
+        CompileError: the linker failed, or there is no room for temporary files.
     """
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        # The same names each time: a linker may write them into the file.
-        code, library = Path(folder, "program.o"), Path(folder, "program.so")
-        module.write_to_file(str(code), "o")
-        linker.link((code,), library)
-        return library.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            # The same names each time: a linker may write them into the file.
+            code, library = Path(folder, "program.o"), Path(folder, "program.so")
+            _write_object(module, code)
+            linker.link((code,), library)
+            return library.read_bytes()
+    except OSError as error:
+        raise CompileError(
+            "link",
+            f"cannot write temporary files: {error.strerror or error}.",
+            hint="name a folder with room in the environment variable TMPDIR.",
+        ) from error
+
+
+def _write_object(module: Any, path: Path) -> None:
+    """Write the module's object code; OSError if that is not possible."""
+    try:
+        memory = os.memfd_create("graphopt-object", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):
+        module.write_to_file(str(path), "o")
+        return
+    try:
+        # LLVM ends the process when a disk is full, so it writes to memory.
+        module.write_to_file(f"/proc/self/fd/{memory}", "o")
+        with open(memory, "rb", closefd=False) as file:
+            file.seek(0)
+            path.write_bytes(file.read())
+    finally:
+        os.close(memory)

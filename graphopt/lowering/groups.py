@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.lowering.dataflow import Anchor, Dataflow, Legalised, Operation, Pointwise, View
+from graphopt.lowering.orient import orient
 from schedules.interface import Attr, Epilogue, Op, Step, TensorSig, Workload
 
 MAX_STEPS = 24
@@ -131,7 +132,7 @@ def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
     )
     epilogue, operands = _epilogue(dataflow, operations[1:], first.outputs[0], output)
     outputs = first.outputs if function is not None else operations[-1].outputs
-    return Group(Workload(op, epilogue), first.inputs + operands, outputs, nodes, function)
+    return Group(orient(Workload(op, epilogue)), first.inputs + operands, outputs, nodes, function)
 
 
 def _pointwise_group(

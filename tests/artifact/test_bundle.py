@@ -335,7 +335,14 @@ def test_unwritable_places(parts: Parts, tmp_path: Path) -> None:
     taken.mkdir()
     with pytest.raises(ArtifactError, match="Cannot write"):
         save(taken, parts.manifest, parts.modules, parts.weights)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.gopt"]
+    # A rename would put a file in place of a device such as /dev/null, if root asks for it.
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ArtifactError, match="a device, a pipe or a socket"):
+        save(pipe, parts.manifest, parts.modules, parts.weights)
+    assert pipe.is_fifo()
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names == ["file", "folder.gopt", "pipe"]
 
 
 def test_saving_through_a_link_keeps_the_link_and_honours_the_umask(

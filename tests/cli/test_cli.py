@@ -198,6 +198,17 @@ def test_mismatches_and_unsupported_nodes_exit_with_1(
         ("compile {f}/cnn.onnx -o {t}", "is a directory"),
         ("compile {f}/cnn.onnx -o {f}/cnn.onnx", "is the model itself"),
         ("compile {f}/cnn.onnx -o {t}/none/a.gopt", "no directory"),
+        ("compile {f}/cnn.onnx -o {t}/pipe", "no regular file"),
+        ("compile {f}/cnn.onnx -o {t}/a.gopt --dump-ir {t}/garbage", "cannot create"),
+        ("compile {f}/cnn.onnx -o {t}/a.gopt --constant x", "NAME=VALUE"),
+        ("compile {f}/cnn.onnx -o {t}/a.gopt --constant x=1.5", "NAME=VALUE"),
+        ("compile {f}/cnn.onnx -o {t}/a.gopt --constant x=1", "is float32"),
+        ("compile {f}/cnn.onnx -o {t}/a.gopt --constant z=1", "no input of the model"),
+        ("compile {t}/garbage -o {t}/a.gopt", "not an ONNX model"),
+        ("run {t}/garbage --input {f}/in.npz", "not a .gopt"),
+        ("run {t} --input {f}/in.npz", "not a regular file"),
+        ("run {f}/cnn.gopt --input {t}/type.npz", "use array.astype('float32')"),
+        ("run {f}/cnn.gopt --input {t}/shape.npz", "wrong shape"),
         ("run {f}/gone.gopt --input {f}/in.npz", "gone.gopt"),
         ("run {f}/cnn.onnx --input {f}/in.npz", "compile it first"),
         ("run {f}/cnn.gopt", "--input"),
@@ -223,6 +234,11 @@ def test_mistakes_exit_with_2_and_say_what_to_do(
     cli: Run, files: Path, tmp_path: Path, words: str, says: str
 ) -> None:
     np.save(tmp_path / "one.npy", np.zeros(3))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "garbage").write_bytes(b"garbage" * 100)
+    x = np.zeros((1, 3, 12, 12), np.float32)
+    np.savez(tmp_path / "type.npz", x=x.astype(np.float64))
+    np.savez(tmp_path / "shape.npz", x=x[:, :, 1:])
     np.savez(tmp_path / "wrong.npz", z=np.zeros(3))
     np.savez(tmp_path / "pickle.npz", x=np.array([object()], dtype=object))
     before = sorted(tmp_path.iterdir())
@@ -322,3 +338,41 @@ def test_bench_compares_with_a_peer(cli: Run, files: Path) -> None:
     assert row["peers"][0]["name"] == "onnxruntime"
     assert (code == OK) == row["ok"]
     assert row["subject"]["errors"]["y"] <= 1e-4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.parametrize("where", ["output", "temporary"])
+def test_a_full_disk_keeps_the_old_file(files: Path, tmp_path: Path, where: str) -> None:
+    small, folder = tmp_path / "small", tmp_path / "folder"
+    small.mkdir()
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        output = (small if where == "output" else folder) / "m.gopt"
+        output.write_bytes(b"old")
+        command = [sys.executable, "-m", "graphopt.cli.main", "compile", str(files / "cnn.onnx")]
+        done = subprocess.run(
+            [*command, "-o", str(output), "--no-cache", "--json"],
+            env={**os.environ, "TMPDIR": str(small if where == "temporary" else folder)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == WRONG, done.stderr
+        assert "No space left" in json.loads(done.stdout)["error"]["message"]
+        assert output.read_bytes() == b"old"
+        assert {path.name for path in (*small.iterdir(), *folder.iterdir())} == {"m.gopt"}
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_dump_ir_writes_the_ir_and_json_stays_alone(files: Path, tmp_path: Path) -> None:
+    """In a process of its own: what native code prints counts too."""
+    command = [sys.executable, "-m", "graphopt.cli.main", "compile", str(files / "cnn.onnx")]
+    flags = ["-o", str(tmp_path / "m.gopt"), "--dump-ir", str(tmp_path / "ir"), "--verbose"]
+    done = subprocess.run([*command, *flags, "--json"], capture_output=True, text=True)
+    assert done.returncode == OK, done.stderr
+    assert json.loads(done.stdout)["output"] == str(tmp_path / "m.gopt")
+    assert "info: compiling: lowering" in done.stderr
+    assert "00_input.py" in {path.name for path in (tmp_path / "ir").iterdir()}
