@@ -172,6 +172,12 @@ class CompiledModel:
         return tuple({bound.name: value_of(bound) for bound in item.bound} for item in items)
 
     @property
+    def specialisations(self) -> tuple[str, ...]:
+        """What is compiled so far, in words; in the order of `shapes`."""
+        specs = self._signature.inputs
+        return tuple(describe(key, specs, self._bound) for key, _ in self._programs.items())
+
+    @property
     def report(self) -> Report:
         """What was done for the specialisation used last.
 

@@ -98,17 +98,19 @@ def weights_stay(conv: Conv, panels: int, tasks_per_panel: int, traits: TargetTr
     """Whether each panel of weights should be used for all positions before the next one.
 
     Whichever operand is inside is read once per step of the outer loop: from L2 where it fits there
-    (cheap), else from beyond (dear).
+    (cheap), else from beyond (dear). The first time, weights come from far memory, and where they
+    are inside, every worker reads them all.
     """
     weights = 4 * conv.filters * conv.channels * conv.kernel[0] * conv.kernel[1]
     image = 4 * conv.batch * conv.channels * conv.height * conv.width
     budget = 0.6 * traits.l2_bytes
 
-    def cost(moved: float, resident: float) -> float:
-        return moved * (0.25 if resident < budget else 1.0)
+    def cost(size: float, times: float) -> float:
+        return size * (1 + max(0.0, times - 1) * (0.25 if size < budget else 1.0))
 
-    outside_weights = weights + cost(image * panels, image)
-    outside_image = image + cost(weights * tasks_per_panel * conv.batch, weights)
+    share = 1 / traits.threads
+    outside_weights = weights * share + cost(image, panels * share)
+    outside_image = image * share + cost(weights, tasks_per_panel * conv.batch * share)
     return outside_weights < outside_image
 
 

@@ -362,9 +362,10 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         size = (m + 2) ** 2
         products = 2.0 * conv.batch * high * wide * size * conv.channels * conv.filters
         weights = 4.0 * size * conv.channels * conv.filters
-        # Fitted: the transforms take as long as the products of 14 more channels and filters do.
+        # Fitted: the transforms take as long as the products of so many more channels and filters.
+        reach, more = {2: (0.88, 7), 4: (0.8, 12)}[m]
         fill = conv.filters / (ceil_div(conv.filters, traits.lanes) * traits.lanes)
-        share = 0.85 * fill / (1 + 14 * (1 / conv.channels + 1 / conv.filters))
+        share = reach * fill / (1 + more * (1 / conv.channels + 1 / conv.filters))
         moved = sum(sig.nbytes for i, sig in enumerate(workload.inputs) if i != 1) + weights
         return Candidate(
             name=f"conv2d.winograd{m}",

@@ -89,6 +89,7 @@ def test_each_value_seen_is_compiled_once(tiles: onnx.ModelProto) -> None:
     assert model.shapes[-1] == {"repeats": (2,), "x": (2, 3), "loud": ()}  # used last
     assert model.constants[-1]["repeats"].tolist() == [2, 1]
     assert model.report.constants == {"repeats": [2, 1], "loud": False}
+    assert model.specialisations[-1] == "x=2,3 with repeats = [2, 1], loud = False"
     assert model.profile(CASES[0], repeats=2).rows
     out = np.empty((4, 3), np.float32)
     assert model.run(CASES[0], out={"y": out})["y"] is out
