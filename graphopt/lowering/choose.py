@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from schedules.layout_change import change_candidate
 
 from graphopt.lowering.assignment import Costs, solve
 from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.groups import Alias, Group
 from graphopt.lowering.prices import price
 from schedules.interface import PLAIN, Candidate, Layout, Packing, TargetTraits, TensorSig
+from schedules.layout_change import change_candidate
 
 
 @dataclass(frozen=True)
