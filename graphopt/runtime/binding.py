@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from graphopt.codegen.plan import TensorSpec
 from graphopt.errors import GraphoptError, InputError
-from graphopt.runtime.memory import ALIGNMENT, address, new_aligned, numpy_dtype
+from graphopt.runtime.memory import (
+    ALIGNMENT,
+    address,
+    contiguous_address,
+    new_aligned,
+    numpy_dtype,
+)
 from graphopt.runtime.workspace import Workspace
 
 Arrays = dict[str, NDArray[Any]]
@@ -46,6 +52,7 @@ class InputBinder:
 
     def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
         self._ports = tuple(Port(spec) for spec in specs)
+        self._names = tuple(spec.name for spec in specs)
         self._count = len(specs)
 
     def check(self, inputs: Any) -> Mapping[str, NDArray[Any]]:
@@ -87,24 +94,27 @@ class InputBinder:
         Args:
             written: the caller's own output arrays: an input that overlaps one is copied.
         """
-        result = []
-        for index, port in enumerate(self._ports):
-            array = arrays[port.name]
-            place = address(array)
-            if (
-                place & (ALIGNMENT - 1)
-                or not array.flags.c_contiguous
-                or (written and any(np.may_share_memory(array, out) for out in written.values()))
-            ):
-                staged = workspace.staging[index]
-                if staged is None:
-                    staged = workspace.staging[index] = new_aligned(
-                        port.shape, port.dtype, port.nbytes
-                    )[0]
-                staged[...] = array
-                place = address(staged)
+        result: list[int] = []
+        for name in self._names:
+            place = contiguous_address(arrays[name])
+            if place & (ALIGNMENT - 1) or written:
+                place = self._place(len(result), arrays[name], workspace, written)
             result.append(place)
         return result
+
+    def _place(self, index: int, array: NDArray[Any], workspace: Workspace, written: Arrays) -> int:
+        """Address of an input, or of its copy where it cannot be borrowed."""
+        place = address(array)
+        borrowed = not place % ALIGNMENT and array.flags.c_contiguous
+        if borrowed and not any(np.may_share_memory(array, out) for out in written.values()):
+            return place
+        staged = workspace.staging[index]
+        if staged is None:
+            port = self._ports[index]
+            staged = new_aligned(port.shape, port.dtype, port.nbytes)[0]
+            workspace.staging[index] = staged
+        staged[...] = array
+        return address(staged)
 
 
 class OutputBinder:

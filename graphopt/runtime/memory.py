@@ -24,6 +24,14 @@ def address(array: NDArray[Any]) -> int:
         return int(array.ctypes.data)
 
 
+def contiguous_address(array: NDArray[Any]) -> int:
+    """Address of a C-contiguous writable array's first element, -1 for any other array."""
+    try:
+        return _addressof(_from_buffer(array))  # refuses what is not contiguous
+    except (TypeError, ValueError):
+        return -1
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> NDArray[Any]:
     """A new C-contiguous array of `nbytes` in all, uninitialised, at a multiple of ALIGNMENT."""
     return new_aligned(shape, dtype, nbytes)[0]
