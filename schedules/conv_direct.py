@@ -102,7 +102,10 @@ def weights_stay(conv: Conv, panels: int, tasks_per_panel: int, traits: TargetTr
     are inside, every worker reads them all.
     """
     weights = 4 * conv.filters * conv.channels * conv.kernel[0] * conv.kernel[1]
-    image = 4 * conv.batch * conv.channels * conv.height * conv.width
+    # A stride longer than the kernel skips rows. It skips columns, too, but every second line of a
+    # row has only every second set of a cache for itself.
+    high = min(conv.height, conv.out_height * conv.kernel[0])
+    image = 4 * conv.batch * conv.channels * high * conv.width
     budget = 0.6 * traits.l2_bytes
 
     def cost(size: float, times: float) -> float:
@@ -230,7 +233,19 @@ class DirectTiles:
 
                 return nest.sequence(*map(across, reach))
 
-            return nest.serial(count, horizontal, "kh")
+            return nest.sequence(fetch_pixels(ic + 1), nest.serial(count, horizontal, "kh"))
+
+        def fetch_pixels(ic: PrimExpr) -> Stmt | None:
+            # With more taps than one, the pixels of a block are read often enough to hide the wait.
+            if not self.stream or rows.taps * columns.taps > 1:
+                return None
+
+            def line(p: PrimExpr) -> Stmt:
+                y = rows.source(row + p // run.width, first)
+                x = columns.source(start + p % run.width, 0)
+                return nest.prefetch(self.kernel.image, n, ic, y, x, 0, nearest=True)
+
+            return nest.unrolled(height * run.width, line)
 
         def plain(kw: int) -> Stmt:
             # Loops of their own for each horizontal tap: without, LLVM would hold the pixels that

@@ -54,6 +54,11 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
     size = (conv.out_height, conv.out_width)
     whole, rest = divmod(size[0] * size[1], tile.pixels)
     tiles = whole + (rest > 0)
+    # Where all tiles are visited for one panel before the next one, L1 has forgotten their pixels,
+    # and those of each block of channels lie in a page of their own.
+    image = 4 * conv.channels * size[0] * size[1]
+    blocks = ceil_div(conv.channels, lanes)
+    far = cut.weights_stay and blocks >= 4 and image > traits.l1_bytes // 2
 
     def multiply(n: PrimExpr, panel: PrimExpr, t: PrimExpr, pixels: int) -> Stmt:
         acc = Accumulators(pixels, tile.vectors, lanes)
@@ -61,7 +66,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
         stream = None
         if cut.weights_stay:
             start = (panel + 1, 0, 0, 0, 0, 0)
-            stream = Stream(kernel.weights, start, tiles, t, ceil_div(conv.channels, lanes))
+            stream = Stream(kernel.weights, start, tiles, t, blocks)
 
         def block(ic: PrimExpr, inner: int) -> Stmt:
             def step(ii: PrimExpr) -> Stmt:
@@ -71,7 +76,18 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
 
                 return acc.add(term)
 
-            return streamed(inner, step, tile.vectors * lanes, stream, ic)
+            width = tile.vectors * lanes
+            return nest.sequence(fetch_pixels(ic + 1), streamed(inner, step, width, stream, ic))
+
+        def fetch_pixels(ic: PrimExpr) -> Stmt | None:
+            if not far:
+                return None
+
+            def line(p: PrimExpr) -> Stmt:
+                index = (n, ic, *nest.unflatten(first + p, size), 0)
+                return nest.prefetch(kernel.image, *index, nearest=True)
+
+            return nest.unrolled(pixels, line)
 
         def write(p: PrimExpr, v: PrimExpr, x: PrimExpr) -> Stmt:
             position = nest.unflatten(first + p, size)

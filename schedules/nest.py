@@ -110,9 +110,9 @@ def bind(value: PrimExpr, body: Body, name: str = "x") -> Stmt:
     return sequence(tirx.Bind(var, value), body(var))
 
 
-def prefetch(source: Buffer, *index: PrimExpr | int) -> Stmt:
-    """Bring the cache line of an element to the second-level cache; never faults."""
-    read_only, locality, data = integer(0), integer(2), integer(1)
+def prefetch(source: Buffer, *index: PrimExpr | int, nearest: bool = False) -> Stmt:
+    """Bring the cache line of an element to the second-level cache, or the first; never faults."""
+    read_only, locality, data = integer(0), integer(3 if nearest else 2), integer(1)
     address = tirx.address_of(read(source, *index))
     return tirx.Evaluate(
         tirx.call_llvm_intrin("void", "llvm.prefetch", address, read_only, locality, data)

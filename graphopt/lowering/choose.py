@@ -92,7 +92,10 @@ class _Problem:
         ]
         self.nodes: list[Costs] = [
             np.array(
-                [price(c.cost, traits, packed) for c, packed in zip(found, weights, strict=True)]
+                [
+                    price(c.cost, traits, packed, self.constant_bytes)
+                    for c, packed in zip(found, weights, strict=True)
+                ]
             )
             for found, weights in zip(self.options, self.weights, strict=True)
         ]

@@ -17,10 +17,14 @@ from schedules.interface import Cost, TargetTraits
 CLOCK_HZ = 3.0e9
 BANDWIDTH = 14e9
 """Bytes per second of one core from the outer cache levels."""
-WEIGHT_BANDWIDTH = 13e9
-"""Bytes of weights per second that one core streams from far memory while it computes."""
-SHARED_WEIGHT_BANDWIDTH = 40e9
-"""The same for all cores together: memory is shared."""
+LAST_LEVEL_BYTES = 16 << 20
+"""A network's constants up to this size stay in the last-level cache between two runs."""
+LAST_LEVEL_BANDWIDTH = 24e9
+"""Bytes of weights per second that one core streams from there while it computes."""
+MEMORY_BANDWIDTH = 13e9
+"""The same from memory."""
+SHARED_MEMORY_BANDWIDTH = 40e9
+"""The same from memory for all cores together."""
 BARRIER_SECONDS = 0.4e-6
 SERIAL_SECONDS = 3e-6
 """A kernel shorter than this on one core gains less from a second one than a barrier costs."""
@@ -46,16 +50,27 @@ def is_serial(cost: Cost, traits: TargetTraits) -> bool:
     return single_core_seconds(cost, traits) < SERIAL_SECONDS
 
 
-def price(cost: Cost, traits: TargetTraits, weight_bytes: float = 0.0) -> float:
+def weight_bandwidth(constant_bytes: float, workers: int) -> float:
+    """Bytes per second at which `workers` read the weights of a network with so many constants."""
+    if constant_bytes <= LAST_LEVEL_BYTES:
+        return workers * LAST_LEVEL_BANDWIDTH
+    return min(workers * MEMORY_BANDWIDTH, SHARED_MEMORY_BANDWIDTH)
+
+
+def price(
+    cost: Cost, traits: TargetTraits, weight_bytes: float = 0.0, constant_bytes: float = 0.0
+) -> float:
     """Time of a kernel in a program that runs on traits.threads workers, barriers included.
 
-    `weight_bytes` of its traffic, as packed, are constants.
+    Args:
+        weight_bytes: how much of its traffic, as packed, are constants.
+        constant_bytes: of the whole network.
     """
     weight_bytes = min(weight_bytes, cost.bytes)
     near = replace(cost, bytes=cost.bytes - weight_bytes)
     workers = 1 if is_serial(cost, traits) else traits.threads
     barriers = cost.passes * BARRIER_SECONDS if traits.threads > 1 else 0.0
     alone = single_core_seconds(near, traits) / workers
-    streaming = weight_bytes / min(workers * WEIGHT_BANDWIDTH, SHARED_WEIGHT_BANDWIDTH)
+    streaming = weight_bytes / weight_bandwidth(constant_bytes, workers)
     # A smooth maximum: the two overlap, but not where both take about as long.
     return float(np.cbrt(alone**3 + streaming**3)) + barriers

@@ -39,6 +39,7 @@ POINTWISE = [
     ch.conv((2, 40, 13, 13), 24, 1, after="silu"),
     ch.conv((1, 100, 1, 1), 40, 1, after="bias_relu"),
     ch.conv((1, 3, 56, 56), 176, 1, after="none"),
+    ch.conv((1, 200, 11, 11), 160, 1, after="residual"),  # weights and pixels fetched ahead
 ]
 
 
