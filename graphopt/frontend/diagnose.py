@@ -95,20 +95,18 @@ def diagnose(
     types.update({tensor.name: tensor_type(tensor) for tensor in graph.initializer})
     static = {name: static_shape(kind) for name, kind in types.items()}
     unbound = tuple(unbound_inputs(prepared))
-    values = tuple(value_inputs(prepared))
+    values = value_inputs(prepared)
     histogram = Counter(_label(node) for node in graph.node)
     return Diagnosis(
         opsets={opset.domain: opset.version for opset in prepared.proto.opset_import},
         inputs=tuple(_tensor(value) for value in graph_inputs(graph)),
         outputs=tuple(_tensor(value) for value in graph.output),
         unbound=unbound,
-        values=values,
+        values=tuple(values),
         original_nodes=len(model.proto.graph.node),
         nodes=len(graph.node),
         histogram=dict(histogram.most_common()),
-        unsupported=(
-            _without_converter(prepared) if unbound or values else unsupported_nodes(prepared)
-        ),
+        unsupported=_unsupported(prepared, bool(unbound), set(values.values())),
         doubtful=_doubtful(prepared),
         parameters=sum(prod(tensor.dims) for tensor in graph.initializer),
         parameter_bytes=sum(_nbytes(types[tensor.name]) or 0 for tensor in graph.initializer),
@@ -145,6 +143,13 @@ def _nbytes(kind: Any) -> int | None:
 
 def _total(parts: Sequence[int | None]) -> int | None:
     return None if any(part is None for part in parts) else sum(part or 0 for part in parts)
+
+
+def _unsupported(model: OnnxModel, unbound: bool, waiting: set[str]) -> tuple[UnsupportedNode, ...]:
+    """What would be refused; `waiting` nodes only lack the value of an input."""
+    if unbound:
+        return _without_converter(model)
+    return tuple(item for item in unsupported_nodes(model) if item.node not in waiting)
 
 
 def _without_converter(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
