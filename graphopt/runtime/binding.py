@@ -19,6 +19,7 @@ from graphopt.runtime.memory import (
     new_aligned,
     numpy_dtype,
 )
+from graphopt.runtime.recycling import Recycler
 from graphopt.runtime.workspace import Workspace
 
 Arrays = dict[str, NDArray[Any]]
@@ -98,23 +99,32 @@ class InputBinder:
         for name in self._names:
             place = contiguous_address(arrays[name])
             if place & (ALIGNMENT - 1) or written:
-                place = self._place(len(result), arrays[name], workspace, written)
+                place = self._place(len(result), arrays[name], place, workspace, written)
             result.append(place)
         return result
 
-    def _place(self, index: int, array: NDArray[Any], workspace: Workspace, written: Arrays) -> int:
+    def _place(
+        self,
+        index: int,
+        array: NDArray[Any],
+        place: int,
+        workspace: Workspace,
+        written: Arrays,
+    ) -> int:
         """Address of an input, or of its copy where it cannot be borrowed."""
-        place = address(array)
-        borrowed = not place % ALIGNMENT and array.flags.c_contiguous
-        if borrowed and not any(np.may_share_memory(array, out) for out in written.values()):
+        if place == -1 and array.flags.c_contiguous:  # it is read-only, or empty
+            place = address(array)
+        if not place & (ALIGNMENT - 1) and not any(
+            np.may_share_memory(array, out) for out in written.values()
+        ):
             return place
         staged = workspace.staging[index]
         if staged is None:
             port = self._ports[index]
-            staged = new_aligned(port.shape, port.dtype, port.nbytes)[0]
+            staged = new_aligned(port.shape, port.dtype, port.nbytes)
             workspace.staging[index] = staged
-        staged[...] = array
-        return address(staged)
+        staged[0][...] = array
+        return staged[1]
 
 
 class OutputBinder:
@@ -122,7 +132,10 @@ class OutputBinder:
 
     def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
         self._ports = tuple(Port(spec) for spec in specs)
-        self._fresh = tuple((p.name, p.shape, p.dtype, p.nbytes) for p in self._ports)
+        self._recycler = Recycler(
+            [port.name for port in self._ports],
+            [(port.shape, port.dtype, port.nbytes) for port in self._ports],
+        )
 
     def check(self, out: Any) -> Arrays:
         """The caller's arrays by output name; some outputs may be left out.
@@ -154,12 +167,10 @@ class OutputBinder:
 
     def arrays(self, out: Arrays) -> tuple[Arrays, list[int]]:
         """What the kernels write into, with addresses: the caller's arrays where they can be."""
-        arrays, addresses = {}, []
         if not out:  # the usual case, and one where every microsecond shows
-            for name, shape, dtype, nbytes in self._fresh:
-                arrays[name], place = new_aligned(shape, dtype, nbytes)
-                addresses.append(place)
-            return arrays, addresses
+            return self._recycler.take()
+        arrays: Arrays = {}
+        addresses: list[int] = []
         for port in self._ports:
             array = out.get(port.name)
             if array is not None and array.flags.c_contiguous:

@@ -41,10 +41,18 @@ def new_aligned(
     shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int
 ) -> tuple[NDArray[Any], int]:
     """As `aligned_empty`, with the array's address."""
+    array, _, place = room_for(shape, dtype, nbytes)
+    return array, place
+
+
+def room_for(
+    shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int
+) -> tuple[NDArray[Any], NDArray[np.uint8], int]:
+    """As `aligned_empty`, with the memory that the array is a view of, and its address."""
     room = np.empty(nbytes + ALIGNMENT, _UINT8)
     start = _addressof(_from_buffer(room))
     offset = -start % ALIGNMENT
-    return np.ndarray(shape, dtype, room, offset), start + offset
+    return np.ndarray(shape, dtype, room, offset), room, start + offset
 
 
 def aligned_zeros(nbytes: int) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ class Workspace:
                 f"There is no memory for a workspace of {plan.arena_bytes / 2**20:.0f} MiB.",
                 hint="Use smaller shapes, or fewer threads.",
             ) from error
-        self.staging: list[NDArray[Any] | None] = [None] * len(plan.inputs)
+        self.staging: list[tuple[NDArray[Any], int] | None] = [None] * len(plan.inputs)
 
 
 class Context:

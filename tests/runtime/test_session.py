@@ -100,7 +100,9 @@ def test_aligned_inputs_are_borrowed_and_others_copied(tmp_path: Path) -> None:
         if name in ("aligned", "mapped"):
             assert place == x.ctypes.data
         elif name in ("unaligned", "byte", "strided", "backward"):
-            assert place == workspace.staging[0].ctypes.data  # type: ignore[union-attr]
+            staged = workspace.staging[0]
+            assert staged is not None
+            assert place == staged[1] == staged[0].ctypes.data
 
 
 def test_a_broadcast_input_is_laid_out(new_session: NewSession) -> None:
