@@ -149,30 +149,6 @@ def axes(conv: Conv) -> tuple[Axis, Axis]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """`count` tiles of `width` outputs from `start`; `interior`: all their taps read inside."""
-
-    start: int
-    count: int
-    width: int
-    interior: bool
-
-
-def runs(axis: Axis, width: int) -> tuple[Run, ...]:
-    """Tiles of at most `width` that cover the axis; neighbouring interior ones share one run."""
-    tiles: list[Run] = []
-    for start in range(0, axis.out, width):
-        tile = Run(start, 1, min(width, axis.out - start), axis.interior(start, 1))
-        tile = Run(start, 1, tile.width, axis.interior(start, tile.width))
-        last = tiles[-1] if tiles else None
-        if last and last.interior and tile.interior and last.width == tile.width:
-            tiles[-1] = Run(last.start, last.count + 1, last.width, True)
-        else:
-            tiles.append(tile)
-    return tuple(tiles)
-
-
-@dataclass(frozen=True)
 class RegisterTile:
     """Outputs kept in registers: `pixels` positions × `vectors` vectors of channels.
 

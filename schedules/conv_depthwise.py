@@ -23,11 +23,9 @@ from schedules.conv_common import (
     Accumulators,
     Axis,
     Conv,
-    Run,
     axes,
     ceil_div,
     parse,
-    runs,
     traffic,
 )
 from schedules.conv_loops import Kernel, parallel_grid
@@ -42,6 +40,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.windows import Run, runs
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,11 @@ from schedules.conv_common import (
     Axis,
     Conv,
     RegisterTile,
-    Run,
     axes,
     ceil_div,
     choose_tile,
     modelled_share,
     parse,
-    runs,
     traffic,
 )
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
@@ -50,6 +48,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.windows import Run, runs
 
 _MAX_STATEMENTS = 3000
 """Unrolled multiply-adds in one kernel: above this, it would take seconds to compile."""

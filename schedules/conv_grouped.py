@@ -24,13 +24,11 @@ from schedules.conv_common import (
     Axis,
     Conv,
     RegisterTile,
-    Run,
     axes,
     ceil_div,
     choose_tile,
     modelled_share,
     parse,
-    runs,
     traffic,
 )
 from schedules.conv_direct import DirectTiles, DirectWeights, too_many_statements
@@ -46,6 +44,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.windows import Run, runs
 
 
 def emit_whole(

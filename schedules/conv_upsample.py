@@ -21,11 +21,9 @@ from schedules.conv_common import (
     Axis,
     Conv,
     RegisterTile,
-    Run,
     ceil_div,
     choose_tile,
     parse,
-    runs,
     traffic,
 )
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
@@ -42,6 +40,7 @@ from schedules.interface import (
 )
 from schedules.nest import Stmt, as_written
 from schedules.tile import by_vectors
+from schedules.windows import Run, runs
 
 
 @dataclass(frozen=True)

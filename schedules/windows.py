@@ -1,8 +1,9 @@
-"""One spatial axis of a pooling window: which taps of which outputs lie inside the image."""
+"""One spatial axis of a window: which taps of which outputs lie inside the image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import tirx
 
@@ -62,7 +63,20 @@ class Run:
     interior: bool
 
 
-def runs(axis: Axis, width: int) -> tuple[Run, ...]:
+class Windowed(Protocol):
+    """An axis whose windows may hang over the image's border."""
+
+    @property
+    def out(self) -> int:
+        """Number of outputs."""
+        ...
+
+    def interior(self, first: int, count: int) -> bool:
+        """Whether all taps of outputs first … first + count − 1 read inside."""
+        ...
+
+
+def runs(axis: Windowed, width: int) -> tuple[Run, ...]:
     """Tiles of at most `width` that cover the axis; neighbouring interior ones share one run."""
     tiles: list[Run] = []
     for start in range(0, axis.out, width):
