@@ -42,3 +42,9 @@ class CompileError(GraphoptError):
 
 class ArtifactError(GraphoptError):
     """A .gopt file is damaged, altered, of a foreign version, or cannot run on this machine."""
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: TVM puts the cause there."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.ir import _ffi_api
+
+from graphopt.ops import register
 
 Expr = Any
 
@@ -75,18 +76,6 @@ def _swapped(shape: tuple[int, ...], inside: bool) -> tuple[int, ...]:
     return (shape[0], shape[2], shape[1], shape[3]) if inside else shape
 
 
-def _register(name: str, inputs: int, infer: Callable[[Expr, Any], Any]) -> Any:
-    """The op `name`, registered at most once per process; `inputs` is -1 if their number varies."""
-    if name in tvm.ir.Op.list_op_names():
-        return tvm.ir.Op.get(name)
-    _ffi_api.RegisterOp(name, f"{name}; see graphopt/fused_ops.py")
-    op = tvm.ir.Op.get(name)
-    op.set_num_inputs(inputs)
-    op.set_attr("FInferType", infer)
-    op.set_attr("FPurity", True)
-    return op
-
-
-HARD_SIGMOID = _register("graphopt.hard_sigmoid", 1, _infer_same)
-HARD_SWISH = _register("graphopt.hard_swish", 1, _infer_same)
-ATTENTION = _register("graphopt.attention", -1, _infer_attention)
+HARD_SIGMOID = register("graphopt.hard_sigmoid", 1, _infer_same)
+HARD_SWISH = register("graphopt.hard_swish", 1, _infer_same)
+ATTENTION = register("graphopt.attention", -1, _infer_attention)

@@ -142,7 +142,10 @@ def _infer_resize2d(call: Expr, _: Any) -> Any:
     return relax.TensorType([batch, channels, height, width], call.args[0].ty.dtype)
 
 
-def _register(name: str, inputs: int, infer: Callable[[Expr, Any], Any]) -> Any:
+def register(name: str, inputs: int, infer: Callable[[Expr, Any], Any]) -> Any:
+    """The op `name`, registered at most once per process; `inputs` is -1 if their number varies."""
+    if name in tvm.ir.Op.list_op_names():
+        return tvm.ir.Op.get(name)
     _ffi_api.RegisterOp(name, f"{name}; see schedules/README.md")
     op = tvm.ir.Op.get(name)
     op.set_num_inputs(inputs)
@@ -151,6 +154,6 @@ def _register(name: str, inputs: int, infer: Callable[[Expr, Any], Any]) -> Any:
     return op
 
 
-LSTM = _register("graphopt.lstm", 6, _infer_lstm)
-GRU = _register("graphopt.gru", 5, _infer_gru)
-RESIZE2D = _register("graphopt.resize2d", 1, _infer_resize2d)
+LSTM = register("graphopt.lstm", 6, _infer_lstm)
+GRU = register("graphopt.gru", 5, _infer_gru)
+RESIZE2D = register("graphopt.resize2d", 1, _infer_resize2d)

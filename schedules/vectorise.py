@@ -49,11 +49,6 @@ def smallest_divisor(number: int, at_least: int) -> int:
     return next((d for d in range(at_least, number // 2 + 1) if number % d == 0), number)
 
 
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` up to `at_most`."""
-    return next(d for d in range(min(at_most, number), 0, -1) if number % d == 0)
-
-
 def fuse(sch: Schedule, loops: Sequence[Loop]) -> Loop:
     """One loop in place of adjacent loops."""
     return loops[0] if len(loops) == 1 else sch.fuse(*loops)

@@ -14,7 +14,7 @@ from graphopt.frontend.evaluate import evaluate, foldable, worth_folding
 from graphopt.frontend.functions import standard_body
 from graphopt.frontend.model import Array, OnnxModel, subgraphs
 from graphopt.frontend.rename import produced, rename_nodes
-from graphopt.frontend.shapes import dimensions, infer_node, static_shape, tensor_type
+from graphopt.frontend.shapes import infer_node, static_shape, tensor_type
 
 # Shape inference reads the values of small constants (axes, target shapes, scales) only.
 _MAX_SHAPE_ELEMENTS = 1024
@@ -233,13 +233,3 @@ def captured(graph: GraphProto) -> set[str]:
         for inner in subgraphs(node):
             names |= captured(inner)
     return names
-
-
-def unknown_dimensions(types: Mapping[str, TypeProto]) -> dict[str, tuple[int | None, ...]]:
-    """Values of known rank with a dimension that is still unknown."""
-    result = {}
-    for name, kind in types.items():
-        shape = dimensions(kind)
-        if shape is not None and None in shape:
-            result[name] = shape
-    return result

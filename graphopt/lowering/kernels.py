@@ -8,7 +8,7 @@ import tvm
 from tvm import s_tir
 
 from graphopt.codegen.kernel import Kernel, lower, to_kernel
-from graphopt.errors import CompileError
+from graphopt.errors import CompileError, last_line
 from schedules.interface import Candidate, Workload
 
 
@@ -32,14 +32,9 @@ class KernelSet:
             except Exception as error:
                 raise CompileError(
                     "lowering",
-                    f"the kernel {candidate.name} cannot be made: {_last_line(error)}",
+                    f"the kernel {candidate.name} cannot be made: {last_line(error)}",
                     node=", ".join(nodes) or None,
                     hint="This is a defect of graphopt; please report it with the model.",
                 ) from error
             self._names[key] = name
         return self._names[key]
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from graphopt.lowering.dataflow import Action, Anchor, Pointwise, View
+from graphopt.ops import attributes
 from schedules.interface import Attr, TensorSig
 
 Translator = Callable[[Any, TensorSig, TensorSig], "Action | None"]
@@ -160,35 +161,17 @@ def _softplus(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     return Pointwise("softplus") if float(call.attrs.beta) == 1.0 else None
 
 
-def _dictionary(kind: str) -> Translator:
+def _own(kind: str) -> Translator:
     """Our own Relax ops carry the attributes of the kernel kind under the same names."""
 
     def translator(call: Any, source: TensorSig, result: TensorSig) -> Action:
-        attrs = call.attrs
-        keys = sorted(str(key) for key in attrs.keys()) if attrs is not None else []  # noqa: SIM118
-        return Anchor(kind, tuple((key, _plain(attrs[key])) for key in keys))
+        return Anchor(kind, tuple(sorted(attributes(call).items())))
 
     return translator
 
 
-def _pointwise_dictionary(op: str) -> Translator:
-    def translator(call: Any, source: TensorSig, result: TensorSig) -> Action:
-        attrs = call.attrs
-        keys = sorted(str(key) for key in attrs.keys()) if attrs is not None else []  # noqa: SIM118
-        return Pointwise(op, tuple((key, _plain(attrs[key])) for key in keys))
-
-    return translator
-
-
-def _plain(value: Any) -> Attr:
-    """A TVM attribute as a plain Python value."""
-    if isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if hasattr(value, "value"):
-        return _plain(value.value)
-    return tuple(_plain(item) for item in value)
+def _hard_sigmoid(call: Any, source: TensorSig, result: TensorSig) -> Action:
+    return Pointwise("hard_sigmoid", tuple(sorted(attributes(call).items())))
 
 
 def _concat(call: Any, source: TensorSig, result: TensorSig) -> Action:
@@ -244,9 +227,9 @@ _TRANSLATORS: Mapping[str, Translator] = {
     "relax.astype": _cast,
     "relax.nn.leakyrelu": _leaky,
     "relax.nn.softplus": _softplus,
-    "graphopt.hard_sigmoid": _pointwise_dictionary("hard_sigmoid"),
-    "graphopt.attention": _dictionary("attention"),
-    "graphopt.lstm": _dictionary("lstm"),
-    "graphopt.gru": _dictionary("gru"),
-    "graphopt.resize2d": _dictionary("resize2d"),
+    "graphopt.hard_sigmoid": _hard_sigmoid,
+    "graphopt.attention": _own("attention"),
+    "graphopt.lstm": _own("lstm"),
+    "graphopt.gru": _own("gru"),
+    "graphopt.resize2d": _own("resize2d"),
 }

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tvm import relax
 
-from graphopt.errors import CompileError, GraphoptError
+from graphopt.errors import CompileError, GraphoptError, last_line
 from graphopt.ir import Graph
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def run_pipeline(
         except GraphoptError:
             raise
         except Exception as error:
-            raise CompileError(step.name, f"The pass failed: {_summary(error)}") from error
+            raise CompileError(step.name, f"The pass failed: {last_line(error)}") from error
         if outcome.rewrites:
             graph = outcome.graph
             _verified(graph, step.name)
@@ -136,13 +136,7 @@ def _verified(graph: Graph, stage: str) -> None:
     try:
         verify_graph(graph)
     except Exception as error:
-        raise CompileError(stage, f"The graph is not well-formed: {_summary(error)}") from error
-
-
-def _summary(error: Exception) -> str:
-    """The last line of an error's text: TVM puts the cause there."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+        raise CompileError(stage, f"The graph is not well-formed: {last_line(error)}") from error
 
 
 def _dump(graph: Graph, path: Path) -> None:

@@ -80,10 +80,6 @@ class View:
         value = self._dataflow.producer(expr)
         return scalar_of(expr if value is None else value)
 
-    def replace_other(self, name: str, value: Expr) -> None:
-        """In a rewrite: also bind the later binding `name` to `value`."""
-        self.others[name] = value
-
 
 @dataclass(frozen=True)
 class Rule(Generic[M]):

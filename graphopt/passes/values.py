@@ -124,11 +124,6 @@ def reshaped(expr: Expr, shape: Sequence[int]) -> Expr:
     return relax.op.reshape(expr, tuple(shape))
 
 
-def shapes_agree(*shapes: tuple[int, ...]) -> bool:
-    """Whether all shapes are the same."""
-    return len(set(shapes)) <= 1
-
-
 UNARY = (
     "abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "nn.gelu",
     "nn.gelu_tanh", "nn.leakyrelu", "nn.relu", "nn.silu", "round", "rsqrt", "sigmoid", "sign",
