@@ -2,6 +2,7 @@
 #   make demo       compile a pretrained text recogniser, run it in a new process, compare it
 #   make test       the test suite                make test-slow   the tests that take minutes
 #   make lint       ruff and mypy                 make bench       latency beside other engines
+#   make conformance   the ONNX backend suite, beside ONNX Runtime
 # PYTHON=python3.12 picks an interpreter, ARGS="…" is handed on to the command.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench setup cross-tools clean
+.PHONY: demo test test-slow lint format bench conformance setup cross-tools clean
 
 demo: setup
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
@@ -33,6 +34,9 @@ format: setup
 
 bench: setup
 	@$(BIN)/python benchmarks/compare.py --no-records $(ARGS)
+
+conformance: setup
+	@$(BIN)/python benchmarks/conformance.py $(ARGS)
 
 setup: $(READY)
 

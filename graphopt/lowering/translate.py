@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from graphopt.lowering.dataflow import Action, Anchor, Pointwise, View
-from graphopt.ops import attributes
+from graphopt.ops.base import attributes
 from schedules.interface import Attr, TensorSig
 
 Translator = Callable[[Any, TensorSig, TensorSig], "Action | None"]
@@ -20,8 +20,12 @@ def translate(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
         return Pointwise(_POINTWISE[name])
     if name in _VIEWS:
         return View()
-    translator = _TRANSLATORS.get(name)
-    return None if translator is None else translator(call, source, result)
+    if name in _TRANSLATORS:
+        return _TRANSLATORS[name](call, source, result)
+    # Our own Relax ops carry the attributes of the kernel kind of their name.
+    if name.startswith(_OWN):
+        return Anchor(name.removeprefix(_OWN), tuple(sorted(attributes(call).items())))
+    return None
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -161,15 +165,6 @@ def _softplus(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     return Pointwise("softplus") if float(call.attrs.beta) == 1.0 else None
 
 
-def _own(kind: str) -> Translator:
-    """Our own Relax ops carry the attributes of the kernel kind under the same names."""
-
-    def translator(call: Any, source: TensorSig, result: TensorSig) -> Action:
-        return Anchor(kind, tuple(sorted(attributes(call).items())))
-
-    return translator
-
-
 def _hard_sigmoid(call: Any, source: TensorSig, result: TensorSig) -> Action:
     return Pointwise("hard_sigmoid", tuple(sorted(attributes(call).items())))
 
@@ -184,6 +179,8 @@ def _matmul(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
         return None
     return Anchor("matmul", (("transpose_b", False),))
 
+
+_OWN = "graphopt."
 
 _VIEWS = frozenset({"relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten"})
 
@@ -228,8 +225,4 @@ _TRANSLATORS: Mapping[str, Translator] = {
     "relax.nn.leakyrelu": _leaky,
     "relax.nn.softplus": _softplus,
     "graphopt.hard_sigmoid": _hard_sigmoid,
-    "graphopt.attention": _own("attention"),
-    "graphopt.lstm": _own("lstm"),
-    "graphopt.gru": _own("gru"),
-    "graphopt.resize2d": _own("resize2d"),
 }

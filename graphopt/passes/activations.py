@@ -9,8 +9,8 @@ from typing import Any
 
 from tvm import relax, tirx
 
-from graphopt import fused_ops
 from graphopt.ir import Graph
+from graphopt.ops import fused
 from graphopt.passes.algebra import (
     Polynomial,
     close,
@@ -192,7 +192,7 @@ GATED: dict[str, Callable[[Expr], Expr]] = {
     "silu": relax.op.nn.silu,
     "gelu": relax.op.nn.gelu,
     "gelu_tanh": relax.op.nn.gelu_tanh,
-    "hard_swish": fused_ops.hard_swish,
+    "hard_swish": fused.hard_swish,
 }
 
 
@@ -237,7 +237,7 @@ class RecoverActivations:
                 "hard sigmoid",
                 ("clip", "multiply"),
                 _hard_sigmoid,
-                lambda _view, h: fused_ops.hard_sigmoid(h.x, h.alpha, h.beta),
+                lambda _view, h: fused.hard_sigmoid(h.x, h.alpha, h.beta),
                 _has_slope,
             ),
             Rule("gated activation", ("multiply",), _gated, _make_gated, _unscaled),

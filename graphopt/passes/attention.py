@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from graphopt import fused_ops
 from graphopt.ir import Graph
+from graphopt.ops import fused
 from graphopt.passes.base import Outcome
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import Expr, dtype_of, reshaped, shape_of
@@ -101,12 +101,12 @@ def _make(_view: View, found: Attention) -> Expr:
         # Leading axes are broadcast; of rank 3, axis 0 is the heads' axis here.
         mask = reshaped(mask, (1,) * (4 - len(dims)) + dims)
     if rank == 4:
-        return fused_ops.attention(q, k, v, mask, scale=found.scale)
+        return fused.attention(q, k, v, mask, scale=found.scale)
     b, d, t = shape_of(found.kt)
     s, e = found.shape[1], found.shape[2]
     q, v = reshaped(q, (1, b, s, d)), reshaped(v, (1, b, t, e))
     k = reshaped(k, (1, b, t, d))
-    return reshaped(fused_ops.attention(q, k, v, mask, scale=found.scale), found.shape)
+    return reshaped(fused.attention(q, k, v, mask, scale=found.scale), found.shape)
 
 
 def _swapped(kt: Expr) -> Expr:

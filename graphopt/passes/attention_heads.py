@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphopt import fused_ops
 from graphopt.ir import Graph
-from graphopt.ops import attributes
+from graphopt.ops import fused
+from graphopt.ops.base import attributes
 from graphopt.passes.base import Outcome
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import Expr, op_name, permutation
@@ -63,7 +63,7 @@ def _only_transposed(view: View, found: Moved) -> str | None:
 
 
 def _make(_view: View, found: Moved) -> Expr:
-    return fused_ops.attention(*found.inputs, scale=found.scale, heads_inside=found.heads_inside)
+    return fused.attention(*found.inputs, scale=found.scale, heads_inside=found.heads_inside)
 
 
 @dataclass(frozen=True)

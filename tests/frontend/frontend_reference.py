@@ -21,11 +21,11 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from graphopt import ops
 from graphopt.frontend.importer import import_model
 from graphopt.frontend.load import load_model
 from graphopt.frontend.prepare import prepare
 from graphopt.ir import Graph
+from graphopt.ops import base
 
 _COUNTER = itertools.count()
 MODELS = Path(__file__).parents[2] / "benchmarks" / "models"
@@ -154,15 +154,15 @@ def _packed(name: str, function: Any, call: Any) -> Any:
 
 def _legalize() -> dict[str, Any]:
     def lstm(_: Any, call: Any) -> Any:
-        attrs = ops.attributes(call)
+        attrs = base.attributes(call)
         return _packed("lstm", lambda *a: numpy_lstm(*a, **attrs), call)
 
     def gru(_: Any, call: Any) -> Any:
-        attrs = ops.attributes(call)
+        attrs = base.attributes(call)
         return _packed("gru", lambda *a: numpy_gru(*a, **attrs), call)
 
     def resize(_: Any, call: Any) -> Any:
-        attrs = ops.attributes(call)
+        attrs = base.attributes(call)
         return _packed("resize", lambda x: numpy_resize(x, attrs), call)
 
     return {"graphopt.lstm": lstm, "graphopt.gru": gru, "graphopt.resize2d": resize}

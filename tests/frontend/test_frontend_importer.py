@@ -9,10 +9,10 @@ from onnx import TensorProto, helper
 from test_frontend_prepare import FLOAT, INT64, info, model_of
 from tvm import relax
 
-from graphopt import ops
 from graphopt.errors import ModelError
 from graphopt.frontend.diagnose import diagnose
 from graphopt.frontend.load import load_model
+from graphopt.ops import base, recurrent, resize
 
 node = helper.make_node
 
@@ -175,15 +175,15 @@ def test_own_operators_infer_their_types_and_refuse_wrong_shapes() -> None:
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
         w, r, b, state = weights
-        call = ops.lstm(x, w, r, b, state, state, hidden=3, reverse=True)
+        call = recurrent.lstm(x, w, r, b, state, state, hidden=3, reverse=True)
         assert [int(d) for d in builder.normalize(call).ty.shape] == [6, 2, 3]
-        assert ops.attributes(call) == {"hidden": 3, "reverse": True}
-        wrong = ops.lstm(x, w, r, state, state, state, hidden=3, reverse=True)
+        assert base.attributes(call) == {"hidden": 3, "reverse": True}
+        wrong = recurrent.lstm(x, w, r, state, state, state, hidden=3, reverse=True)
         with pytest.raises(ValueError, match="argument 3 has shape"):
             builder.normalize(wrong)
         builder.emit_func_output(x)
     with pytest.raises(ValueError, match="method"):
-        ops.resize2d(x, size=(1, 1), scales=(1, 1), method="lanczos")
+        resize.resize2d(x, size=(1, 1), scales=(1, 1), method="lanczos")
 
 
 def test_diagnosis_counts_what_resnet18_is_known_to_have() -> None:

@@ -7,7 +7,7 @@ import tvm
 from scipy import special
 from tvm import relax
 
-from graphopt import ops
+from graphopt.ops import base
 
 
 def shape(expr):
@@ -96,7 +96,7 @@ def softmax(call, x):
 
 
 def attention(call, q, k, v, mask=0.0):
-    attrs = ops.attributes(call)
+    attrs = base.attributes(call)
     inside = attrs["heads_inside"]
     q, k, v = (x.swapaxes(1, 2) if i else x for x, i in zip((q, k, v), inside[:3], strict=True))
     scores = attrs["scale"] * (q @ np.swapaxes(k, -1, -2)) + mask
@@ -105,7 +105,7 @@ def attention(call, q, k, v, mask=0.0):
 
 
 def hard_sigmoid(call, x):
-    attrs = ops.attributes(call)
+    attrs = base.attributes(call)
     return np.clip(attrs["alpha"] * x + attrs["beta"], 0, 1)
 
 
@@ -149,7 +149,7 @@ def pad(call, x):
 
 def resize2d(call, x):
     """Nearest neighbour as Resize's asymmetric or half_pixel coordinates give it."""
-    a = ops.attributes(call)
+    a = base.attributes(call)
     assert a["method"] == "nearest"
     for axis, (size, scale) in enumerate(zip(a["size"], a["scales"], strict=True), start=2):
         at = np.arange(size)

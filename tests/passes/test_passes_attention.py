@@ -6,7 +6,7 @@ import pytest
 from passes_graph import assert_same_function, const, fires, kinds, make, random, refuses
 from tvm import relax
 
-from graphopt import ops
+from graphopt.ops import base
 from graphopt.passes.arithmetic import CanonicalizeArithmetic
 from graphopt.passes.attention import RecoverAttention
 from graphopt.passes.base import bindings_of, run_pipeline
@@ -29,7 +29,7 @@ def weights(scores):
 
 def scale_of(graph):
     [call] = [b.value for b in bindings_of(graph) if op_name(b.value) == "graphopt.attention"]
-    return ops.attributes(call)["scale"]
+    return base.attributes(call)["scale"]
 
 
 SCALED = {

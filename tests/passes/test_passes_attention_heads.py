@@ -8,7 +8,7 @@ import pytest
 from passes_graph import assert_same_function, fires, kinds, make, refuses
 from tvm import relax
 
-from graphopt import fused_ops, ops
+from graphopt.ops import base, fused
 from graphopt.passes.attention_heads import AbsorbHeadTransposes
 from graphopt.passes.base import bindings_of, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
@@ -24,13 +24,13 @@ def heads(x):
 
 
 def attention(q, k, v, mask=None):
-    return fused_ops.attention(q, k, v, mask, scale=0.5)
+    return fused.attention(q, k, v, mask, scale=0.5)
 
 
 def inside_of(graph):
     """heads_inside of each attention of the graph."""
     calls = [b.value for b in bindings_of(graph) if op_name(b.value) == "graphopt.attention"]
-    return [ops.attributes(call)["heads_inside"] for call in calls]
+    return [base.attributes(call)["heads_inside"] for call in calls]
 
 
 @pytest.mark.parametrize("inside", list(itertools.product((False, True), repeat=4))[1:], ids=str)
@@ -143,6 +143,6 @@ def test_whole_pipeline():
 
 def test_shapes_that_do_not_fit_are_refused():
     q, k, v = (relax.Var(n, relax.TensorType(s, "float32")) for n, s in INSIDE.items())
-    call = fused_ops.attention(q, k, v, scale=1.0, heads_inside=(True, True, False, True))
+    call = fused.attention(q, k, v, scale=1.0, heads_inside=(True, True, False, True))
     with pytest.raises(Exception, match="do not fit together"):
         relax.BlockBuilder().normalize(call)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from graphopt import ops
 from graphopt.frontend.emit import Expr, NodeContext, Unsupported, constant, dtype_of, shape_of
+from graphopt.ops import recurrent as layers
 
 op = relax.op
 
@@ -139,7 +139,7 @@ def lstm(node: NodeContext) -> tuple[Any, ...]:
     for i, backwards in enumerate(layer.directions):
         results.append(
             node.emit(
-                ops.lstm(
+                layers.lstm(
                     layer.x,
                     _direction(node, 1, i, (4 * hidden, size)),
                     _direction(node, 2, i, (4 * hidden, hidden)),
@@ -163,7 +163,7 @@ def gru(node: NodeContext) -> tuple[Any, ...]:
     for i, backwards in enumerate(layer.directions):
         results.append(
             node.emit(
-                ops.gru(
+                layers.gru(
                     layer.x,
                     _direction(node, 1, i, (3 * hidden, size)),
                     _direction(node, 2, i, (3 * hidden, hidden)),

@@ -8,8 +8,8 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt import ops
 from graphopt.frontend.emit import Expr, NodeContext, Unsupported, normal_axis, shape_of
+from graphopt.ops.resize import RESIZE_COORDINATES, RESIZE_METHODS, RESIZE_ROUNDINGS, resize2d
 
 op = relax.op
 
@@ -91,11 +91,11 @@ def _resize(
 ) -> Expr:
     shape = shape_of(x)
     rank = len(shape)
-    if mode not in ops.RESIZE_METHODS:
+    if mode not in RESIZE_METHODS:
         raise Unsupported(f"mode '{mode}' is not supported")
-    if coordinate not in ops.RESIZE_COORDINATES:
+    if coordinate not in RESIZE_COORDINATES:
         raise Unsupported(f"coordinate_transformation_mode='{coordinate}' is not supported")
-    if rounding not in ops.RESIZE_ROUNDINGS:
+    if rounding not in RESIZE_ROUNDINGS:
         raise Unsupported(f"nearest_mode='{rounding}' is not supported")
     if min(size) < 1:
         raise Unsupported(f"{shape} would be resized to {size}")
@@ -115,7 +115,7 @@ def _resize(
     target = [1] * (2 - len(moving)) + [size[i] for i in moving]
     factors = [1.0] * (2 - len(moving)) + [scales[i] for i in moving]
     result = node.emit(
-        ops.resize2d(
+        resize2d(
             moved,
             size=(target[0], target[1]),
             scales=(factors[0], factors[1]),

@@ -1,29 +1,22 @@
-"""Relax operators that the passes recover from several ONNX nodes and that Relax has no op for.
-
-`graphopt.ops.attributes(call)` reads a call's attributes back.
-"""
+"""Relax operators that the passes recover from several ONNX nodes and that Relax has no op for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import tvm
 from tvm import relax
 
-from graphopt.ops import register
-
-Expr = Any
+from graphopt.ops.base import Expr, call_op, register
 
 
 def hard_sigmoid(x: Expr, alpha: float = 0.2, beta: float = 0.5) -> Expr:
     """max(0, min(1, alpha · x + beta)), elementwise; the defaults are ONNX's."""
-    return _call(HARD_SIGMOID, (x,), {"alpha": float(alpha), "beta": float(beta)})
+    return call_op(HARD_SIGMOID, (x,), {"alpha": float(alpha), "beta": float(beta)})
 
 
 def hard_swish(x: Expr) -> Expr:
     """x · max(0, min(1, x / 6 + 1/2)), elementwise."""
-    return _call(HARD_SWISH, (x,), {})
+    return call_op(HARD_SWISH, (x,), {})
 
 
 def attention(
@@ -44,11 +37,7 @@ def attention(
     """
     inputs = (q, k, v) if mask is None else (q, k, v, mask)
     attrs = {"scale": float(scale), "heads_inside": [bool(inside) for inside in heads_inside]}
-    return _call(ATTENTION, inputs, attrs)
-
-
-def _call(op: Any, args: tuple[Expr, ...], attrs: Mapping[str, Any]) -> Expr:
-    return tvm.ir.Call(op, list(args), attrs=tvm.ir.make_node("ir.DictAttrs", **attrs))
+    return call_op(ATTENTION, inputs, attrs)
 
 
 def _infer_same(call: Expr, _: Any) -> Any:
