@@ -3,6 +3,7 @@
 #   make test       the test suite                make test-slow   the tests that take minutes
 #   make lint       ruff and mypy                 make bench       latency beside other engines
 #   make conformance   the ONNX backend suite, beside ONNX Runtime
+#   make fuzz       damaged models, beside ONNX Runtime
 # PYTHON=python3.12 picks an interpreter, ARGS="…" is handed on to the command.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench conformance setup cross-tools clean
+.PHONY: demo test test-slow lint format bench conformance fuzz setup cross-tools clean
 
 demo: setup
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
@@ -37,6 +38,9 @@ bench: setup
 
 conformance: setup
 	@$(BIN)/python benchmarks/conformance.py $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python benchmarks/fuzz.py $(ARGS)
 
 setup: $(READY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import resource
@@ -46,6 +47,12 @@ class _Child:
     received: bytearray
 
 
+def run_one(call: Callable[[], Any], limits: Limits) -> Outcome:
+    """Run one call in a fork of this process."""
+    ((_, outcome),) = run_all([call], limits, jobs=1)
+    return outcome
+
+
 def run_all(
     calls: Iterable[Callable[[], Any]], limits: Limits, jobs: int
 ) -> Iterator[tuple[int, Outcome]]:
@@ -82,16 +89,22 @@ def _start(call: Callable[[], Any], limits: Limits) -> _Child:
     return _Child(pid, reader, time.monotonic() + limits.seconds, bytearray())
 
 
+def enter_child(limits: Limits) -> None:
+    """What a fresh fork does first: a session of its own, no output, the limit on memory."""
+    os.setsid()  # so that whatever it starts ends with it
+    faulthandler.disable()  # it would write to the parent's stderr
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = used + int(limits.gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def _child(call: Callable[[], Any], limits: Limits, pipe: int) -> None:
     try:
-        os.setsid()  # so that whatever it starts ends with it
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = used + int(limits.gigabytes * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        enter_child(limits)
         try:
             message = _FINISHED + pickle.dumps(call())
         except BaseException as error:

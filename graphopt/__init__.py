@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.errors import ModelError as ModelError
     from graphopt.errors import OptionError as OptionError
     from graphopt.frontend.diagnose import Diagnosis as Diagnosis
+    from graphopt.inspection import Inspection as Inspection
     from graphopt.inspection import inspect as inspect
     from graphopt.loaded import LoadedModel as LoadedModel
     from graphopt.loaded import load as load
@@ -37,6 +38,7 @@ _HOME = {
     "Diagnosis": "graphopt.frontend.diagnose",
     "GraphoptError": "graphopt.errors",
     "InputError": "graphopt.errors",
+    "Inspection": "graphopt.inspection",
     "LoadedModel": "graphopt.loaded",
     "ModelError": "graphopt.errors",
     "OptionError": "graphopt.errors",

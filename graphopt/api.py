@@ -14,18 +14,19 @@ import onnx
 from graphopt.artifact import bundle
 from graphopt.artifact.machine import unfit_reason
 from graphopt.building import Builder
-from graphopt.bundling import Specialisation, parts
+from graphopt.bundling import parts
 from graphopt.codegen.plan import TensorSpec
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import InputError, OptionError
 from graphopt.frontend.load import load_model, require_weights
 from graphopt.frontend.model import OnnxModel
+from graphopt.programs import AnyProgram, Staged
 from graphopt.report import Report
 from graphopt.runtime.profiler import Profile
-from graphopt.runtime.session import Session
 from graphopt.runtime.workers import Workers
 from graphopt.signature import Signature, bound_inputs, signature_of
 from graphopt.specialisations import (
+    MAX_SPECIALISATIONS,
     Key,
     OnceCache,
     describe,
@@ -35,12 +36,10 @@ from graphopt.specialisations import (
     unbound,
     value_of,
 )
+from graphopt.staging import AnySession, complete, open_session
 
 Array = np.ndarray[Any, Any]
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
-
-MAX_SPECIALISATIONS = 16
-"""Programs kept for inputs seen in calls; those asked for when compiling come on top."""
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class CompiledModel:
         self._workers = Workers(config.threads)
         limit = MAX_SPECIALISATIONS + len(config.specialisations)
         self._programs: OnceCache[Key, _Ready] = OnceCache(limit)
-        self._only: Session | None = None
+        self._only: AnySession | None = None
         wanted = config.specialisations or (((), ()),) * self._static
         keys = list(
             dict.fromkeys(
@@ -147,7 +146,7 @@ class CompiledModel:
         """The outputs; a dimension is None where it depends on the inputs' shapes."""
         if not self._static:
             return self._signature.outputs
-        return merge_specs([ready.item.plan.outputs for _, ready in self._programs.items()])
+        return merge_specs([ready.item.outputs for _, ready in self._programs.items()])
 
     @property
     def config(self) -> CompileConfig:
@@ -228,9 +227,13 @@ class CompiledModel:
         """
         items = self._compiled("save")
         self._builder.linker()  # before any work
-        bundle.save(path, *parts(self._builder.share_weights(items)))
+        for item in items:
+            if isinstance(item, Staged):
+                complete(item)
+                _check_complete(item)
+        bundle.save(path, *parts(items))
 
-    def _compiled(self, stage: str) -> list[Specialisation]:
+    def _compiled(self, stage: str) -> list[AnyProgram]:
         items = [ready.item for _, ready in self._programs.items()]
         if not items:
             flags = "" if self._signature.static else "shapes=… (--shape NAME=1,…)"
@@ -244,7 +247,7 @@ class CompiledModel:
             )
         return items
 
-    def _session(self, inputs: Mapping[str, Any]) -> Session:
+    def _session(self, inputs: Mapping[str, Any]) -> AnySession:
         if self._static:
             # The session itself refuses inputs that do not fit the only specialisation.
             ((_, ready),) = self._programs.items()
@@ -263,24 +266,45 @@ class CompiledModel:
         return _Ready(self._builder.build([key])[0], self._config, self._workers)
 
 
+def _check_complete(item: Staged) -> None:
+    """Refuse a program none of whose open parts was ever called; warn of single ones.
+
+    Raises:
+        OptionError: naming the nodes.
+    """
+    empty = item.empty_segments()
+    if not empty:
+        return
+    nodes = ", ".join(segment.spec.nodes[0] for segment in empty)
+    if any(segment.grows and segment.items() for segment in item.segments):
+        log.warning("the saved program lacks the parts with these nodes: %s", nodes)
+        return
+    raise OptionError(
+        "save",
+        f"the parts with these nodes are not compiled yet, because their shapes depend on data: "
+        f"{nodes}.",
+        hint="run the model with typical inputs first.",
+    )
+
+
 class _Ready:
     """A specialisation and the session that runs it, opened when it is first needed."""
 
-    def __init__(self, item: Specialisation, config: CompileConfig, workers: Workers) -> None:
+    def __init__(self, item: AnyProgram, config: CompileConfig, workers: Workers) -> None:
         self.item = item
         self._config = config
         self._workers = workers
         self._lock = threading.Lock()
-        self._session: Session | None = None
+        self._session: AnySession | None = None
 
-    def session(self) -> Session:
+    def session(self) -> AnySession:
         """The session; OptionError if the program is for another machine."""
         with self._lock:
             if self._session is None:
                 self._session = self._open()
             return self._session
 
-    def _open(self) -> Session:
+    def _open(self) -> AnySession:
         target = self._config.target
         if not target.is_host_compatible():
             raise OptionError(
@@ -289,5 +313,4 @@ class _Ready:
                 f"{unfit_reason(target.arch, tuple(target.features))}.",
                 hint="save it and load it there.",
             )
-        item = self.item
-        return Session(item.plan, item.module(), item.weights, workers=self._workers)
+        return open_session(self.item, self._workers)

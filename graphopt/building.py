@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from graphopt.artifact import bundle
-from graphopt.bundling import Specialisation, parts, specialisations_of, versions
-from graphopt.cache import CompileCache, cache_key, code_version, default_cache
+from graphopt.bundling import parts, specialisations_of, versions
+from graphopt.cache import cache_key, code_version, default_cache
+from graphopt.codegen.host_program import TENSOR
 from graphopt.codegen.linker import Linker, find_linker, shared_library
 from graphopt.codegen.plan import TensorSpec
-from graphopt.compiler import Program, compile_program
+from graphopt.compiler import CutModel, Preparation, Program, compile_model
 from graphopt.config import CompileConfig
 from graphopt.errors import CompileError, GraphoptError
 from graphopt.frontend.model import OnnxModel
+from graphopt.frontend.partition import Segment as Part
+from graphopt.frontend.prepare import prepare, prepare_segment
 from graphopt.lowering.weights import WeightPool
+from graphopt.programs import AnyProgram, Segment, Specialisation, Staged, key_for
 from graphopt.runtime.library import open_module
-from graphopt.specialisations import Key, value_of
+from graphopt.specialisations import Key, describe, value_of
 
 Array = np.ndarray[Any, Any]
 
@@ -32,31 +37,23 @@ _COMPILER = threading.Lock()
 
 
 class _MachineCode:
-    """Runs LLVM, which takes as long as all the rest, only when its result is needed, and once.
+    """A program's machine code in the forms that running and saving need, each made once."""
 
-    Saving and running need it in different forms; what was saved first is opened for running.
-    """
-
-    def __init__(self, program: Any, linker: Callable[[], Linker]) -> None:
-        self._program, self._linker = program, linker
+    def __init__(self, program: Program, linker: Linker) -> None:
+        self._objects, self._linker = program.objects, linker
         self._lock = threading.Lock()
         self._library: bytes | None = None
 
     def module(self) -> Any:
-        """The module to run, from the shared library if there is one, else compiled in memory."""
-        with self._lock:
-            if self._library is not None:
-                return open_module(self._library)
-            log.info("generating machine code")
-            self._program["run"]
-            return self._program
+        """The module to run."""
+        return open_module(self.library())
 
     def library(self) -> bytes:
-        """The module as a shared library's bytes; CompileError without a linker."""
+        """The shared library's bytes; CompileError if the linker fails."""
         with self._lock:
             if self._library is None:
-                log.info("generating machine code")
-                self._library = shared_library(self._program, self._linker())
+                self._library = shared_library(self._objects, self._linker)
+                self._objects = ()
             return self._library
 
 
@@ -78,19 +75,22 @@ class Builder:
         self._inputs, self._bound = inputs, bound
         self._pool = WeightPool()
         self._weights: Array | None = None
-        self._cache: CompileCache | None = None
-        if config.cache:
-            try:
-                self.linker()
-                self._cache = default_cache()
-            except CompileError as error:
-                log.debug("the compile cache is off: %s", error)
+        self._linked = self._has_linker()
+        self._cache = default_cache() if config.cache and self._linked else None
 
     def linker(self) -> Linker:
         """The linker for the target; CompileError if there is none."""
         return find_linker(self._config.target.arch)
 
-    def build(self, keys: Sequence[Key]) -> list[Specialisation]:
+    def _has_linker(self) -> bool:
+        try:
+            self.linker()
+        except CompileError as error:
+            log.debug("compiling in memory, without the compile cache: %s", error)
+            return False
+        return True
+
+    def build(self, keys: Sequence[Key]) -> list[AnyProgram]:
         """Programs for these shapes and values: from the cache if it has exactly these."""
         if not keys:
             return []
@@ -99,55 +99,98 @@ class Builder:
             found = self._find(entry, keys)
             if found is not None:
                 return found
-        with _COMPILER:
-            items = self.share_weights([self._compile(key) for key in keys])
-        if entry is not None and self._cache is not None:
+        with self._compiling():
+            items = [
+                self._make(self._model, self._inputs, self._bound, key, prepare) for key in keys
+            ]
+        complete = not any(isinstance(item, Staged) and item.grows for item in items)
+        if entry is not None and self._cache is not None and complete:
             self._cache.store(entry, bundle.to_bytes(*parts(items)))
         return items
 
-    def share_weights(self, items: Sequence[Specialisation]) -> list[Specialisation]:
-        """The same programs, reading one block of weights where they were compiled here.
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Compile alone; then the block of weights, which all programs share, is brought up."""
+        with _COMPILER:
+            yield
+            if self._weights is None or self._weights.nbytes != self._pool.nbytes:
+                self._weights = self._pool.block()
 
-        The pool only grows, so its last block holds what the earlier programs need too.
-        """
-        last = self._weights
-        return [
-            item if last is None or not item.pooled else replace(item, weights=last)
-            for item in items
-        ]
+    def _latest_weights(self) -> Array:
+        assert self._weights is not None
+        return self._weights
 
-    def _compile(self, key: Key) -> Specialisation:
+    def _make(
+        self,
+        model: OnnxModel,
+        specs: Sequence[TensorSpec],
+        names: Sequence[str],
+        key: Key,
+        preparation: Preparation,
+    ) -> AnyProgram:
+        """Compile `model`, or a part of it, with the inputs `names` compiled in."""
         target, threads = self._config.target, self._config.threads
         inputs = tuple(
-            TensorSpec(spec.name, spec.dtype, shape)
-            for spec, shape in zip(self._inputs, key.shapes, strict=True)
+            replace(spec, shape=shape) if spec.kind == TENSOR else spec
+            for spec, shape in zip(specs, key.shapes, strict=True)
         )
-        bound = key.bound(inputs, self._bound)
+        bound = key.bound(inputs, names)
         constants = {each.name: value_of(each) for each in bound}
         shapes = {
             spec.name: shape
             for spec, shape in zip(inputs, key.shapes, strict=True)
-            if spec.name not in constants
+            if spec.name not in constants and spec.kind == TENSOR
         }
-        program: Program = compile_program(self._model, self._config, shapes, constants, self._pool)
-        weights = program.weights
-        if self._weights is not None and self._weights.nbytes == weights.nbytes:
-            weights = self._weights  # nothing new: equal content
-        self._weights = weights
-        code = _MachineCode(program.module, self.linker)
+        result = compile_model(
+            model, self._config, shapes, constants, self._pool, self._linked, preparation
+        )
+        if isinstance(result, CutModel):
+            parts = result.parts
+            segments = tuple(self._segment(part) for part in parts.segments)
+            return Staged(parts.program, inputs, bound, result.report, segments)
+        module, library = self._machine_code(result)
         return Specialisation(
-            program.plan,
+            result.plan,
             inputs,
             bound,
-            weights,
-            program.report,
+            self._latest_weights,
+            result.report,
             target.key(threads),
             target.arch,
             tuple(sorted(target.features)),
-            code.module,
-            code.library,
-            pooled=True,
+            module,
+            library,
         )
+
+    def _segment(self, part: Part) -> Segment:
+        """A segment, compiled already where its shapes are known."""
+        spec = part.spec
+
+        def make(key: Key) -> AnyProgram:
+            return self._make(part.model, spec.inputs, spec.bound, key, prepare_segment)
+
+        def build(key: Key) -> AnyProgram:
+            log.info("compiling %s for %s", spec.nodes[0], describe(key, spec.inputs, spec.bound))
+            with self._compiling():
+                return make(key)
+
+        segment = Segment(spec, build, grows=not part.static)
+        if part.static:
+            key = key_for(spec.inputs, ())
+            segment.programs.get(key, lambda: make(key), pin=True)
+        return segment
+
+    def _machine_code(self, program: Program) -> tuple[Callable[[], Any], Callable[[], bytes]]:
+        """How to get the module to run and the library to save."""
+        if self._linked:
+            code = _MachineCode(program, self.linker())
+            return code.module, code.library
+
+        def unlinked() -> bytes:
+            self.linker()  # raises
+            raise CompileError("link", "the linker appeared after the program was compiled.")
+
+        return lambda: program.module, unlinked
 
     def _entry(self, keys: Sequence[Key]) -> str | None:
         if self._cache is None:
@@ -165,7 +208,7 @@ class Builder:
         }
         return cache_key(self._model.digest().encode(), facts)
 
-    def _find(self, entry: str, keys: Sequence[Key]) -> list[Specialisation] | None:
+    def _find(self, entry: str, keys: Sequence[Key]) -> list[AnyProgram] | None:
         assert self._cache is not None
         path = self._cache.find(entry)
         if path is None:

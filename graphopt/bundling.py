@@ -4,98 +4,91 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from graphopt.artifact.bundle import Artifact
-from graphopt.artifact.manifest import Entry, Manifest, entry_inputs
-from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
+from graphopt.artifact.manifest import Entry, Host, Manifest, Parts, all_inputs
+from graphopt.codegen.plan import TensorSpec
 from graphopt.errors import ArtifactError
+from graphopt.programs import AnyProgram, Segment, Specialisation, Staged, Weights
 from graphopt.report import Report
-from graphopt.specialisations import Key, merge_specs
-
-Weights = np.ndarray[Any, Any]
+from graphopt.specialisations import merge_specs
 
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Specialisation:
-    """A model's program for one set of input shapes and values, however it came to be.
-
-    Attributes:
-        inputs: all of the model's, in its order, those compiled in too.
-        bound: inputs whose values are compiled in; the plan has only the others.
-        weights: uint8 [plan.weight_bytes] or longer, 64-byte aligned.
-        target, architecture, features: as in the manifest's Entry.
-        module: gives the runtime module with `run` and `serve`.
-        library: gives the same as the bytes of a shared library; it may need a linker.
-        pooled: its weights are a block of the model's growing pool.
-    """
-
-    plan: Plan
-    inputs: tuple[TensorSpec, ...]
-    bound: tuple[BoundInput, ...]
-    weights: Weights
-    report: Report
-    target: str
-    architecture: str
-    features: tuple[str, ...]
-    module: Callable[[], Any]
-    library: Callable[[], bytes]
-    pooled: bool = False
-
-    @property
-    def key(self) -> Key:
-        """What it is specialised for."""
-        shapes = tuple(tuple(dim or 0 for dim in spec.shape) for spec in self.inputs)
-        return Key(shapes, tuple(bound.values for bound in self.bound))
-
-
-def parts(specialisations: Sequence[Specialisation]) -> tuple[Manifest, list[bytes], Weights]:
+def parts(programs: Sequence[AnyProgram]) -> tuple[Manifest, list[bytes], Weights]:
     """The manifest, modules and weights of a file with these programs, at least one.
 
     Weights that are the same memory are stored once. The same programs give the same parts.
     """
-    offsets, weights = _concatenate([spec.weights for spec in specialisations])
+    plans: list[Specialisation] = []
+    hosts: list[Host | None] = []
+    host_reports: list[Report] = []
+
+    def place(item: AnyProgram) -> tuple[str, int]:
+        if isinstance(item, Specialisation):
+            plans.append(item)
+            return "entry", len(plans) - 1
+        index = len(hosts)
+        hosts.append(None)  # before those of its segments
+        host_reports.append(item.own_report)
+        segments = []
+        for segment in item.segments:
+            found = [place(inner) for inner in segment.items()]
+            segments.append(
+                Parts(
+                    tuple(i for kind, i in found if kind == "entry"),
+                    tuple(i for kind, i in found if kind == "host"),
+                )
+            )
+        hosts[index] = Host(item.program, item.bound, tuple(segments))
+        return "host", index
+
+    for item in programs:
+        place(item)
+    offsets, weights = _concatenate([item.weights() for item in plans])
     entries = tuple(
         Entry(s.plan, s.target, s.architecture, s.features, offset, s.bound)
-        for s, offset in zip(specialisations, offsets, strict=True)
+        for s, offset in zip(plans, offsets, strict=True)
     )
     manifest = Manifest(
-        inputs=merge_specs([s.inputs for s in specialisations]),
-        outputs=merge_specs([s.plan.outputs for s in specialisations]),
+        inputs=merge_specs([s.inputs for s in programs]),
+        outputs=merge_specs([s.outputs for s in programs]),
         entries=entries,
         versions=versions(),
-        report={"entries": [_timeless(s.report).to_dict() for s in specialisations]},
+        report={
+            "entries": [_timeless(s.report).to_dict() for s in plans],
+            "hosts": [_timeless(report).to_dict() for report in host_reports],
+        },
+        hosts=tuple(host for host in hosts if host is not None),
     )
-    return manifest, [s.library() for s in specialisations], weights
+    return manifest, [s.library() for s in plans], weights
 
 
 def specialisations_of(
     artifact: Artifact, open_library: Callable[[memoryview], Any]
-) -> list[Specialisation]:
+) -> list[AnyProgram]:
     """The programs of a verified file; `open_library` makes a module of a shared library's bytes.
 
     Raises:
         ArtifactError: the file's report is not one of ours.
     """
-    reports = artifact.manifest.report.get("entries")
-    count = len(artifact.manifest.entries)
-    if not isinstance(reports, list) or len(reports) != count:
-        raise ArtifactError("load", "The file's report does not fit its programs.")
+    manifest = artifact.manifest
+    entry_reports = _reports(manifest, "entries", len(manifest.entries))
+    host_reports = _reports(manifest, "hosts", len(manifest.hosts))
 
-    def specialisation(index: int) -> Specialisation:
-        entry = artifact.manifest.entries[index]
+    def plan(index: int, specs: tuple[TensorSpec, ...]) -> Specialisation:
+        entry = manifest.entries[index]
         return Specialisation(
             entry.plan,
-            entry_inputs(artifact.manifest, entry),
+            all_inputs(specs, entry.bound, entry.plan),
             entry.bound,
-            artifact.entry_weights(index),
-            read_report(reports[index]),
+            lambda: artifact.entry_weights(index),
+            entry_reports[index],
             entry.target,
             entry.architecture,
             entry.features,
@@ -103,7 +96,35 @@ def specialisations_of(
             lambda: bytes(artifact.modules[index]),
         )
 
-    return [specialisation(index) for index in range(count)]
+    def staged(index: int, specs: tuple[TensorSpec, ...]) -> Staged:
+        host = manifest.hosts[index]
+        segments = []
+        for spec, inside in zip(host.program.segments, host.segments, strict=True):
+            items: list[AnyProgram] = [plan(i, spec.inputs) for i in inside.entries]
+            items += [staged(i, spec.inputs) for i in inside.hosts]
+            segment = Segment(spec, None)
+            for item in items:
+                segment.programs.get(item.key, lambda item=item: item, pin=True)  # type: ignore[misc]
+            segments.append(segment)
+        return Staged(
+            host.program,
+            all_inputs(specs, host.bound, host.program),
+            host.bound,
+            host_reports[index],
+            tuple(segments),
+        )
+
+    return [
+        *(plan(i, manifest.inputs) for i in manifest.root_entries()),
+        *(staged(i, manifest.inputs) for i in manifest.root_hosts()),
+    ]
+
+
+def _reports(manifest: Manifest, kind: str, count: int) -> list[Report]:
+    reports = manifest.report.get(kind, [])
+    if not isinstance(reports, list) or len(reports) != count:
+        raise ArtifactError("load", "The file's report does not fit its programs.")
+    return [read_report(report) for report in reports]
 
 
 def read_report(value: Any) -> Report:
@@ -155,6 +176,8 @@ def _concatenate(blocks: Sequence[Weights]) -> tuple[list[int], Weights]:
             chosen.append(longest[start])
             end += -(-longest[start].nbytes // _ALIGNMENT) * _ALIGNMENT
         offsets.append(places[start])
+    if not chosen:
+        return [], np.zeros(0, np.uint8)
     if len(chosen) == 1:
         return offsets, chosen[0]
     joined = np.zeros(end, np.uint8)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from graphopt.codegen.executable import build
+from graphopt.codegen.jobs import KernelJobs
 from graphopt.codegen.plan import Plan
 from graphopt.config import CompileConfig
-from graphopt.frontend.importer import import_model
-from graphopt.frontend.model import OnnxModel
+from graphopt.errors import ModelError
+from graphopt.frontend.importer import import_model, refuse_unknown
+from graphopt.frontend.model import Array, OnnxModel
+from graphopt.frontend.partition import Staged, needs_host, partition
 from graphopt.frontend.prepare import prepare
+from graphopt.frontend.shapes import graph_inputs, static_shape
 from graphopt.lowering.lower import LoweringOptions, lower_graph
 from graphopt.lowering.weights import WeightPool
 from graphopt.passes.base import PassReport, run_pipeline
@@ -30,70 +32,141 @@ log = logging.getLogger(__name__)
 class Program:
     """A model compiled for one set of input shapes.
 
-    module: the tvm runtime Module with `run` and `serve`; LLVM makes machine code when a function
-    is first looked up, or an object file written. weights: the packed constants, uint8 at a
-    64-byte aligned address.
+    module: the tvm runtime Module with `run` and `serve`, compiled to machine code when a function
+    is first looked up; None where there are object files. objects: files that a linker joins to
+    the shared library of that module. pool: has the packed constants.
     """
 
     plan: Plan
     module: Any
-    weights: np.ndarray[Any, Any]
+    objects: tuple[bytes, ...]
+    pool: WeightPool
     report: Report
+
+    @property
+    def weights(self) -> Array:
+        """The packed constants, uint8 at a 64-byte aligned address; copied together each time."""
+        return self.pool.block()
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A model that one straight-line program cannot do, cut into parts; `report` has no kernels."""
+
+    parts: Staged
+    report: Report
+
+
+Preparation: TypeAlias = Callable[
+    [OnnxModel, Mapping[str, tuple[int, ...]], Mapping[str, Array]], OnnxModel
+]
 
 
 def compile_program(
     model: OnnxModel,
     config: CompileConfig,
     shapes: Mapping[str, tuple[int, ...]],
-    constants: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    constants: Mapping[str, Array] | None = None,
     pool: WeightPool | None = None,
+    linked: bool = False,
 ) -> Program:
-    """Compile `model` for one set of input shapes.
+    """Compile a model that is one straight-line program; arguments and errors as for compile_model.
+
+    Raises:
+        ModelError: the model has control flow, lists or shapes that depend on data.
+    """
+    result = compile_model(model, config, shapes, constants, pool, linked)
+    if isinstance(result, CutModel):
+        raise ModelError("prepare", "the model is no straight-line program.")
+    return result
+
+
+def compile_model(
+    model: OnnxModel,
+    config: CompileConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    constants: Mapping[str, Array] | None = None,
+    pool: WeightPool | None = None,
+    linked: bool = False,
+    preparation: Preparation = prepare,
+) -> Program | CutModel:
+    """Compile `model` for one set of input shapes, or cut it into parts to be compiled alone.
 
     Args:
         shapes: of the inputs that the model leaves unbound; others may be repeated.
         constants: inputs that act as shapes, axes, counts or modes, with their values; they are
             no inputs of the program.
         pool: packed constants shared with other programs of the same model.
+        linked: make object files, which a linker will join, in place of a module in memory.
+        preparation: prepare() or, for a part, prepare_segment().
 
     Raises:
         ModelError: the model is invalid or uses something unsupported, or the shapes do not fit.
         CompileError: a later stage failed.
     """
     stages = _Stages()
-    traits = config.target.traits(config.threads)
-    target = config.target.tvm_target(config.threads)
-    pool = WeightPool() if pool is None else pool
+    constants = constants or {}
     with stages("prepare"):
-        prepared = prepare(model, shapes, constants)
-    with stages("import"):
-        graph = import_model(prepared)
-    with stages("passes"):
-        graph, passes = run_pipeline(graph, PIPELINE, config.dump_ir)
-    with stages("lowering"):
-        options = LoweringOptions(config.numerics == "strict", config.max_weight_growth)
-        lowered = lower_graph(graph, traits, target, pool, options)
-    emitted = lowered.emitted
-    with stages("codegen"):
-        module = build(
-            emitted.plan,
-            emitted.kernels,
-            target,
-            config.target.arch,
-            flush_subnormals=config.numerics != "strict",
-        )
-    with stages("weights"):
-        weights = pool.block()
+        prepared = preparation(model, shapes, constants)
     report = Report(
         target=config.target.key(config.threads),
         threads=config.threads,
         shapes={
-            **{name: tuple(value.shape) for name, value in (constants or {}).items()},
-            **{spec.name: _static(spec.shape) for spec in emitted.plan.inputs},
+            **{name: tuple(value.shape) for name, value in constants.items()},
+            **{v.name: static_shape(v.type) or () for v in graph_inputs(prepared.proto.graph)},
         },
-        constants={name: value.tolist() for name, value in (constants or {}).items()},
+        constants={name: value.tolist() for name, value in constants.items()},
         seconds=stages.seconds,
         nodes=len(prepared.proto.graph.node),
+        operations=0,
+        groups=0,
+        kernels=0,
+        layout_changes=0,
+        arena_bytes=0,
+        weight_bytes=0,
+        constant_bytes=0,
+        passes=(),
+        calls=(),
+        warnings=(),
+    )
+    if needs_host(prepared):
+        with stages("prepare"):
+            parts = partition(prepared)
+            refuse_unknown(segment.model for segment in parts.segments)
+        return CutModel(parts, report)
+    pool = WeightPool() if pool is None else pool
+    return _compiled(prepared, config, pool, linked, report, stages)
+
+
+def _compiled(
+    prepared: OnnxModel,
+    config: CompileConfig,
+    pool: WeightPool,
+    linked: bool,
+    report: Report,
+    stages: _Stages,
+) -> Program:
+    traits = config.target.traits(config.threads)
+    target = config.target.tvm_target(config.threads)
+    with stages("import"):
+        graph = import_model(prepared)
+    with stages("passes"):
+        graph, passes = run_pipeline(graph, PIPELINE, config.dump_ir)
+    arch, flush_subnormals = config.target.arch, config.numerics != "strict"
+    objects: tuple[bytes, ...] = ()
+    module = None
+    with KernelJobs(target, arch, machine_code=linked) as jobs:
+        with stages("lowering"):
+            options = LoweringOptions(config.numerics == "strict", config.max_weight_growth)
+            lowered = lower_graph(graph, traits, jobs, pool, options)
+        emitted = lowered.emitted
+        with stages("codegen"):
+            if linked:
+                objects = jobs.objects(emitted.plan, flush_subnormals)
+            else:
+                module = build(emitted.plan, emitted.kernels, target, arch, flush_subnormals)
+    report = replace(
+        report,
         operations=lowered.operations,
         groups=lowered.groups,
         kernels=len(emitted.kernels),
@@ -101,14 +174,13 @@ def compile_program(
         arena_bytes=emitted.plan.arena_bytes,
         weight_bytes=emitted.plan.weight_bytes,
         constant_bytes=lowered.constant_bytes,
-        passes=tuple(_pass_row(report) for report in passes),
+        passes=tuple(_pass_row(each) for each in passes),
         calls=tuple(
             KernelRow(use.site, use.kernel, use.candidate, "default", use.nodes)
             for use in emitted.uses
         ),
-        warnings=(),
     )
-    return Program(emitted.plan, module, weights, report)
+    return Program(emitted.plan, module, objects, pool, report)
 
 
 class _Stages:
@@ -122,7 +194,7 @@ class _Stages:
         log.info("compiling: %s", name)
         started = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def _pass_row(report: PassReport) -> PassRow:
@@ -137,7 +209,3 @@ def _pass_row(report: PassReport) -> PassRow:
         report.bindings_before,
         report.bindings_after,
     )
-
-
-def _static(shape: tuple[int | None, ...]) -> tuple[int, ...]:
-    return tuple(extent or 0 for extent in shape)

@@ -29,7 +29,7 @@ class Constant(NamedTuple):
 
     name: str
     shape: Shape
-    values: tuple[int, ...]
+    values: tuple[int | float, ...]
 
 
 Constants: TypeAlias = tuple[Constant, ...]
@@ -198,7 +198,7 @@ def parse_constants(option: Any) -> tuple[Constants, ...]:
     """The values that a `constants` option gives: one mapping or several.
 
     Raises:
-        OptionError: something is not a name, or not a whole number, a bool or an array of these.
+        OptionError: something is not a name, or not a number, a bool or an array of these.
     """
     entries = [option] if isinstance(option, Mapping) else option
     if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):
@@ -225,15 +225,16 @@ def _constants(entry: Any) -> Constants:
         try:
             array = np.asarray(value)
         except ValueError:  # a ragged list
-            array = np.asarray(0.5)
-        if array.dtype.kind not in "iub":
+            array = np.asarray(None)
+        if array.dtype.kind not in "iubf":
             raise OptionError(
                 "options",
-                f"constants: the value of '{name}' must be a whole number, a bool or an array of "
-                f"these, not {value!r}.",
+                f"constants: the value of '{name}' must be a number, a bool or an array of these, "
+                f"not {value!r}.",
                 hint="inputs of other types are data: give them when running.",
             )
-        values = tuple(int(item) for item in array.ravel().tolist())
+        kind = float if array.dtype.kind == "f" else int
+        values = tuple(kind(item) for item in array.ravel().tolist())
         found.append(Constant(name, array.shape, values))
     return tuple(sorted(found))
 

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import OptionError
+from graphopt.extensions import Extension, extensions, float_operations_per_cycle
 from graphopt.frontend.diagnose import Diagnosis, diagnose
 from graphopt.frontend.load import load_model
 from graphopt.signature import constant_arrays, signature_of
+
+
+@dataclass(frozen=True)
+class Inspection(Diagnosis):
+    """What is known of a model, and of the target that it would be compiled for.
+
+    Attributes:
+        target: the target's key.
+        extensions: the instruction sets of its architecture, and what they bring.
+        float_operations_per_cycle: float32 operations per cycle and vector unit of a core.
+        memory_bytes: packed weights and activations, estimated; None if a shape is unknown.
+    """
+
+    target: str
+    extensions: tuple[Extension, ...]
+    float_operations_per_cycle: int
+    memory_bytes: int | None
 
 
 def inspect(
@@ -16,12 +35,12 @@ def inspect(
     target: Any = "cpu",
     shapes: ShapesOption = None,
     constants: ConstantsOption = None,
-) -> Diagnosis:
+) -> Inspection:
     """Look at an ONNX model without compiling it.
 
     Args:
         model: a path, the bytes of an .onnx file, or a ModelProto.
-        target: what it would be compiled for; only checked, importing is the same for all.
+        target: what it would be compiled for; importing is the same for all.
         shapes: input name → shape, for inputs that the model leaves open.
         constants: input name → value, for inputs that are compiled in.
 
@@ -33,9 +52,17 @@ def inspect(
     if len(config.specialisations) > 1:
         raise OptionError("inspect", "give one set of shapes and constants, not several.")
     loaded = load_model(model)
-    if not config.specialisations:
-        return diagnose(loaded)
-    ((bound, values),) = config.specialisations
-    arrays = constant_arrays(signature_of(loaded), values)
-    wanted = {name: shape for name, shape in bound if name not in arrays}
-    return diagnose(loaded, wanted, arrays)
+    wanted, arrays = None, None
+    if config.specialisations:
+        ((bound, values),) = config.specialisations
+        arrays = constant_arrays(signature_of(loaded), values)
+        wanted = {name: shape for name, shape in bound if name not in arrays}
+    found = diagnose(loaded, wanted, arrays, config.max_weight_growth)
+    activations = found.activation_bytes
+    return Inspection(
+        **{field.name: getattr(found, field.name) for field in fields(Diagnosis)},
+        target=config.target.key(config.threads),
+        extensions=extensions(config.target),
+        float_operations_per_cycle=float_operations_per_cycle(config.target),
+        memory_bytes=None if activations is None else found.packed_bytes + activations,
+    )

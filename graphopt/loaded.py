@@ -11,14 +11,14 @@ import numpy as np
 
 from graphopt.artifact import bundle
 from graphopt.artifact.bundle import Artifact
-from graphopt.bundling import Specialisation, parts, specialisations_of
+from graphopt.bundling import parts, specialisations_of
 from graphopt.codegen.plan import TensorSpec
 from graphopt.errors import ArtifactError, InputError, OptionError
+from graphopt.programs import AnyProgram
 from graphopt.report import Report
 from graphopt.runtime.host import physical_cores
 from graphopt.runtime.library import open_module
 from graphopt.runtime.profiler import Profile
-from graphopt.runtime.session import Session
 from graphopt.runtime.workers import Workers
 from graphopt.specialisations import (
     Key,
@@ -29,6 +29,7 @@ from graphopt.specialisations import (
     unbound,
     value_of,
 )
+from graphopt.staging import AnySession, open_session
 
 Array = np.ndarray[Any, Any]
 
@@ -75,8 +76,8 @@ class LoadedModel:
         first = next(iter(self._specialisations.values()))
         self._bound = tuple(bound.name for bound in first.bound)
         self._workers = Workers(_threads(threads, first))
-        self._sessions: OnceCache[Key, Session] = OnceCache(len(self._specialisations))
-        self._only: Session | None = None
+        self._sessions: OnceCache[Key, AnySession] = OnceCache(len(self._specialisations))
+        self._only: AnySession | None = None
         if len(self._specialisations) == 1 and not self._bound:
             self._only = self._session(next(iter(self._specialisations)))
 
@@ -157,7 +158,7 @@ class LoadedModel:
         """
         bundle.save(path, *parts(list(self._specialisations.values())))
 
-    def _session(self, key: Key) -> Session:
+    def _session(self, key: Key) -> AnySession:
         item = self._specialisations.get(key)
         if item is None:
             raise InputError(
@@ -166,13 +167,11 @@ class LoadedModel:
                 f"{describe(key, self._inputs, self._bound)}.",
                 hint=f"it has: {'; '.join(self.specialisations)}. Others need another compile().",
             )
-        return self._sessions.get(
-            key, lambda: Session(item.plan, item.module(), item.weights, workers=self._workers)
-        )
+        return self._sessions.get(key, lambda: open_session(item, self._workers))
 
 
-def _threads(wanted: int | None, item: Specialisation) -> int:
-    compiled = item.plan.threads
+def _threads(wanted: int | None, item: AnyProgram) -> int:
+    compiled = item.threads
     if wanted is None:
         available = physical_cores()
         if available < compiled:

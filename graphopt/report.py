@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -84,3 +84,43 @@ class Report:
     def origins(self) -> dict[str, int]:
         """How many calls are tuned, borrowed, or on default schedules."""
         return dict(Counter(row.origin for row in self.calls))
+
+
+def merged(whole: Report, parts: Sequence[tuple[str, Report]]) -> Report:
+    """The account of a program with its parts, whose call sites are marked by their names."""
+    seconds = Counter(whole.seconds)
+    passes = {row.name: row for row in whole.passes}
+    for _, part in parts:
+        seconds.update(part.seconds)
+        for row in part.passes:
+            passes[row.name] = _both(passes[row.name], row) if row.name in passes else row
+    reports = [part for _, part in parts]
+    return replace(
+        whole,
+        seconds=dict(seconds),
+        operations=sum(part.operations for part in reports),
+        groups=sum(part.groups for part in reports),
+        kernels=sum(part.kernels for part in reports),
+        layout_changes=sum(part.layout_changes for part in reports),
+        arena_bytes=sum(part.arena_bytes for part in reports),
+        weight_bytes=max((part.weight_bytes for part in reports), default=0),
+        constant_bytes=sum(part.constant_bytes for part in reports),
+        passes=tuple(passes.values()),
+        calls=tuple(
+            replace(row, site=f"{name}/{row.site}") for name, part in parts for row in part.calls
+        ),
+        warnings=tuple(
+            dict.fromkeys((*whole.warnings, *(text for part in reports for text in part.warnings)))
+        ),
+    )
+
+
+def _both(a: PassRow, b: PassRow) -> PassRow:
+    return PassRow(
+        a.name,
+        a.rewrites + b.rewrites,
+        a.refusals + b.refusals,
+        a.seconds + b.seconds,
+        a.before + b.before,
+        a.after + b.after,
+    )

@@ -10,19 +10,27 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from graphopt.artifact.plan_json import VALUE_RANGES
-from graphopt.codegen.plan import BoundInput, TensorSpec
+from graphopt.codegen.host_program import TENSOR
+from graphopt.codegen.plan import TensorSpec
 from graphopt.config import Constant, suggestion
 from graphopt.errors import ModelError, OptionError
 from graphopt.frontend.model import OnnxModel
 from graphopt.frontend.prepare import prepare
+from graphopt.frontend.scope import unwrapped
 from graphopt.frontend.shapes import bind_shapes, dimensions, graph_inputs, static_shape
 from graphopt.frontend.specialise import value_inputs
-from graphopt.specialisations import MAX_VALUES, Key, value_of
+from graphopt.runtime.memory import numpy_dtype
+from graphopt.specialisations import MAX_VALUES, Key, values_of
+
+_LISTS = ("sequence_type", "optional_type")
 
 
 @dataclass(frozen=True)
 class Signature:
     """A model's inputs and outputs; a dimension is None where the model leaves it open.
+
+    A dimension that the model states as 0 is open too: that is how some exporters write it. It
+    is 0 where a shape or an array given for the input has 0 there.
 
     An output whose rank the model does not state has the shape ().
     """
@@ -34,7 +42,8 @@ class Signature:
     @property
     def static(self) -> bool:
         """Whether the model itself states every input's shape."""
-        return all(None not in spec.shape for spec in self.inputs) and not self._unknown_ranks()
+        closed = all(None not in s.shape for s in self.inputs if s.kind == TENSOR)
+        return closed and not self._unknown_ranks()
 
     def bind(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """The shape of every input when those named in `shapes` have these; the rest must follow.
@@ -45,10 +54,13 @@ class Signature:
         skeleton = ModelProto()
         skeleton.CopyFrom(self._skeleton)
         bind_shapes(skeleton, shapes)
-        bound = {}
+        bound: dict[str, tuple[int, ...]] = {}
         for value in graph_inputs(skeleton.graph):
+            if value.type.WhichOneof("value") in _LISTS:
+                bound[value.name] = ()  # what comes is seen step by step
+                continue
             shape = static_shape(value.type)
-            if shape is None or 0 in shape:
+            if shape is None:
                 raise OptionError(
                     "shapes",
                     f"input '{value.name}' has unbound dimensions {_show(value)}.",
@@ -82,11 +94,15 @@ class Signature:
                     f"the value of input '{name}' has shape {array.shape}, its input "
                     f"{found[name]}.",
                 )
-        values = (tuple(int(v) for v in arrays[name].ravel().tolist()) for name in bound)
+        values = (values_of(arrays[name]) for name in bound)
         return Key(tuple(found.values()), tuple(values))
 
     def _unknown_ranks(self) -> bool:
-        return any(dimensions(v.type) is None for v in graph_inputs(self._skeleton.graph))
+        return any(
+            dimensions(v.type) is None
+            for v in graph_inputs(self._skeleton.graph)
+            if v.type.WhichOneof("value") not in _LISTS
+        )
 
 
 def signature_of(model: OnnxModel) -> Signature:
@@ -107,19 +123,28 @@ def signature_of(model: OnnxModel) -> Signature:
 
 
 def _spec(value: ValueInfoProto, role: str) -> TensorSpec:
-    kind = value.type.WhichOneof("value")
-    element = value.type.tensor_type.elem_type
+    what, inner = unwrapped(value.type)
+    kind = inner.WhichOneof("value")
+    element = inner.tensor_type.elem_type
     if kind not in (None, "tensor_type") or element == TensorProto.STRING:
-        what = "strings" if kind == "tensor_type" else f"a {str(kind).removesuffix('_type')}"
+        held = "strings" if kind == "tensor_type" else f"a {str(kind).removesuffix('_type')}"
         raise ModelError(
-            "load", f"the {role} '{value.name}' is {what}; only tensors of numbers are supported."
+            "load",
+            f"the {role} '{value.name}' holds {held}; only tensors of numbers, and sequences and "
+            "optionals of these, are supported.",
         )
     if element == TensorProto.UNDEFINED:
         if role == "input":
             raise ModelError("load", f"the input '{value.name}' has no element type.")
-        return TensorSpec(value.name, "float32", ())
-    dtype = str(helper.tensor_dtype_to_np_dtype(element))
-    return TensorSpec(value.name, dtype, tuple(d or None for d in dimensions(value.type) or ()))
+        return TensorSpec(value.name, "float32", (), what)
+    try:
+        dtype = str(helper.tensor_dtype_to_np_dtype(element))
+    except KeyError:
+        raise ModelError(
+            "load", f"the {role} '{value.name}' has the unknown element type {element}."
+        ) from None
+    shape = tuple(d or None for d in dimensions(inner) or ())
+    return TensorSpec(value.name, dtype, shape, what)
 
 
 def _show(value: ValueInfoProto) -> str:
@@ -179,7 +204,7 @@ def constant_arrays(
                 hint=suggestion(constant.name, list(specs)),
             )
         shape = _checked_shape(constant, spec)
-        arrays[spec.name] = value_of(BoundInput(spec.name, spec.dtype, shape, constant.values))
+        arrays[spec.name] = np.array(constant.values, numpy_dtype(spec.dtype)).reshape(shape)
     return arrays
 
 
@@ -187,8 +212,7 @@ def _checked_shape(constant: Constant, spec: TensorSpec) -> tuple[int, ...]:
     if spec.dtype not in VALUE_RANGES:
         raise OptionError(
             "constants",
-            f"input '{spec.name}' is {spec.dtype}; only inputs of whole numbers or bools can be "
-            "compiled in.",
+            f"input '{spec.name}' is {spec.dtype}; values of that type cannot be compiled in.",
             hint="give its value when running.",
         )
     low, high = VALUE_RANGES[spec.dtype]
@@ -199,7 +223,9 @@ def _checked_shape(constant: Constant, spec: TensorSpec) -> tuple[int, ...]:
             f"{MAX_VALUES} can be compiled in.",
         )
     for value in constant.values:
-        if not low <= value <= high:
+        if spec.dtype.startswith("float"):
+            break  # any number is one, rounded
+        if isinstance(value, float) or not low <= value <= high:
             raise OptionError(
                 "constants", f"{value} is no value of input '{spec.name}', which is {spec.dtype}."
             )

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,6 +19,9 @@ from graphopt.runtime.memory import numpy_dtype
 ShapeKey: TypeAlias = tuple[tuple[int, ...], ...]
 """The shapes of all inputs, in the model's order."""
 
+MAX_SPECIALISATIONS = 16
+"""Programs kept for inputs seen in calls; those asked for when compiling come on top."""
+
 MAX_VALUES = 4096
 """Elements of an input whose value is compiled in; more is data, not a parameter."""
 
@@ -26,7 +30,7 @@ class Key(NamedTuple):
     """What a program is specialised for.
 
     shapes: of all inputs, in the model's order. values: of those inputs whose values are compiled
-    in, in the model's order, each flattened in row-major order.
+    in, in the model's order, each flattened in row-major order; floats by their bit patterns.
     """
 
     shapes: ShapeKey
@@ -126,9 +130,12 @@ def unbound(inputs: Mapping[str, Any], bound: Sequence[str]) -> Mapping[str, Any
 def _values(value: Any, spec: TensorSpec) -> tuple[int, ...]:
     array, dtype = np.asarray(value), numpy_dtype(spec.dtype)
     # Python's own numbers have no type of their own to be wrong about.
-    if array.dtype != dtype and isinstance(value, (int, list, tuple)) and array.dtype.kind in "iub":
-        fitting = array.astype(dtype)
-        array = fitting if (fitting == array).all() else array
+    if array.dtype != dtype and isinstance(value, (int, float, list, tuple)):
+        if array.dtype.kind in "iub":
+            fitting = array.astype(dtype)
+            array = fitting if (fitting == array).all() else array
+        elif array.dtype.kind == dtype.kind:
+            array = array.astype(dtype)
     if array.dtype != dtype:
         raise InputError(
             "run",
@@ -141,6 +148,13 @@ def _values(value: Any, spec: TensorSpec) -> tuple[int, ...]:
             f"input {spec.name!r} has {array.size} elements, but it acts as a shape, an axis, a "
             f"count or a mode; at most {MAX_VALUES} can be compiled in.",
         )
+    return values_of(array)
+
+
+def values_of(array: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """An array's elements as a BoundInput keeps them: whole numbers, or the bits of floats."""
+    if array.dtype.kind == "f":
+        array = np.ascontiguousarray(array).view(f"uint{8 * array.dtype.itemsize}")
     return tuple(int(item) for item in array.ravel().tolist())
 
 
@@ -166,7 +180,7 @@ def shape_key(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> ShapeKe
     missing = [name for name in names if name not in inputs]
     if missing:
         raise InputError("run", f"no value is given for input {', '.join(map(repr, missing))}.")
-    return tuple(np.shape(inputs[name]) for name in names)
+    return tuple(np.shape(inputs[s.name]) if s.kind == "tensor" else () for s in specs)
 
 
 def only_input(value: Any, specs: Sequence[TensorSpec]) -> Mapping[str, Any]:
@@ -192,10 +206,10 @@ def merge_specs(alternatives: Sequence[tuple[TensorSpec, ...]]) -> tuple[TensorS
     for specs in zip(*alternatives, strict=True):
         shapes = [spec.shape for spec in specs]
         if len({len(shape) for shape in shapes}) != 1:
-            merged.append(TensorSpec(specs[0].name, specs[0].dtype, ()))
+            merged.append(replace(specs[0], shape=()))
             continue
         dims = tuple(d[0] if len(set(d)) == 1 else None for d in zip(*shapes, strict=True))
-        merged.append(TensorSpec(specs[0].name, specs[0].dtype, dims))
+        merged.append(replace(specs[0], shape=dims))
     return tuple(merged)
 
 
@@ -217,4 +231,6 @@ def show_value(bound: BoundInput) -> str:
 
 def value_of(bound: BoundInput) -> np.ndarray[Any, Any]:
     """A compiled-in value as the array that a user would give."""
-    return np.array(bound.values, numpy_dtype(bound.dtype)).reshape(bound.shape)
+    dtype = numpy_dtype(bound.dtype)
+    kept = np.dtype(f"uint{8 * dtype.itemsize}") if dtype.kind == "f" else dtype
+    return np.array(bound.values, kept).view(dtype).reshape(bound.shape)

@@ -160,6 +160,15 @@ class TargetSpec:
         caches = f"l1.{self.l1_bytes // _KB}k-l2.{l2_class}k"
         return f"{self.arch}-{'.'.join(vector)}-{caches}-t{threads}"
 
+    def has(self, features: frozenset[str]) -> bool:
+        """Whether the processor has these (LLVM's names), be they for our code or not."""
+        known = set(self.features)
+        if self.name == "cpu" and self.arch == "x86_64":
+            known |= {name for name, value in _cpuid().items() if value}
+        elif self.name != "cpu":
+            known |= _llvm_features(self.arch, self.mcpu, self.mattr)
+        return features <= known
+
     def is_host_compatible(self) -> bool:
         """Whether this machine can run the code."""
         return self.arch == host_arch() and self.features <= host_features()
@@ -245,8 +254,7 @@ def _host(name: str) -> TargetSpec:
         mcpu = "generic"
     available = host_features()
     if arch == "x86_64":
-        flags = get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-        available &= {str(flag) for flag, value in flags.items() if bool(value)}
+        available &= {flag for flag, value in _cpuid().items() if value}
     assumed = _llvm_features(arch, mcpu, ())
     mattr = tuple(
         ("+" if feature in available else "-") + feature
@@ -257,6 +265,12 @@ def _host(name: str) -> TargetSpec:
     l1, l2 = _default_caches(mcpu)
     l1, l2 = _cache_bytes(1) or l1, _cache_bytes(2) or l2
     return TargetSpec(name, arch, mcpu, mattr, features, l1, l2)
+
+
+def _cpuid() -> dict[str, bool]:
+    """This x86 machine's features as LLVM reads them."""
+    flags = get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return {str(flag): bool(value) for flag, value in flags.items()}
 
 
 def _default_caches(mcpu: str) -> tuple[int, int]:

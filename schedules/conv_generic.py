@@ -1,9 +1,8 @@
-"""Convolutions of every kind in row-major layouts: the family that leaves none uncovered.
+"""Transposed convolutions of every kind in row-major layouts: the family that leaves none out.
 
 A task computes one row of one filter in a scratch row: for each weight, it adds the weight times a
-row of the input over exactly the columns where that tap reads inside. Transposed convolutions run
-by phases (see conv_transposed). The weights may be computed at run time. LLVM vectorises the loop
-over columns where both rows are contiguous, which they are for stride 1.
+row of the input over exactly the columns where that tap reads inside, phase by phase (see
+conv_transposed). The weights may be computed at run time. LLVM vectorises the loop over columns.
 
 Numerics: products are summed in the order (channel, row tap, column tap); the error against float64
 is at most 1e-5 of the largest output for up to 4608 terms of standard-normal data.
@@ -14,7 +13,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from schedules import nest
-from schedules.conv_common import Axis, Conv, axes, parse, traffic
+from schedules.conv_common import Axis, Conv, parse, traffic
 from schedules.conv_loops import Kernel, parallel_grid
 from schedules.conv_transposed import phases
 from schedules.epilogue import operand_layouts
@@ -31,13 +30,10 @@ from schedules.nest import Stmt, as_written
 from schedules.tile import by_vectors
 
 
-def emit(workload: Workload, conv: Conv, traits: TargetTraits, transposed: bool) -> PrimFunc:
+def emit(workload: Workload, conv: Conv, traits: TargetTraits) -> PrimFunc:
     """The kernel, from and to row-major layouts, weights as in the model."""
     kernel = Kernel(workload, PLAIN, PLAIN, PLAIN)
-    if transposed:
-        rows, columns = phases(conv, 0), phases(conv, 1)
-    else:
-        rows, columns = ((axis,) for axis in axes(conv))
+    rows, columns = phases(conv, 0), phases(conv, 1)
     channels, filters = conv.channels // conv.groups, conv.filters // conv.groups
     scope = "local" if 4 * conv.out_width <= 16 << 10 else "global"
 
@@ -48,13 +44,13 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, transposed: bool)
 
             def channel(j: PrimExpr) -> Stmt:
                 c = o // filters * channels + j
-                return nest.serial(count, lambda kh: taps(j, c, first + kh), "kh")
+                return nest.serial(count, lambda kh: taps(c, first + kh), "kh")
 
-            def taps(j: PrimExpr, c: PrimExpr, kh: PrimExpr) -> Stmt:
+            def taps(c: PrimExpr, kh: PrimExpr) -> Stmt:
                 y = vertical.source(row, kh)
                 return nest.sequence(
                     *[
-                        tap(j, c, kh, y, horizontal, kw)
+                        tap(c, kh, y, horizontal, kw)
                         for horizontal in columns
                         for kw in range(horizontal.taps)
                     ],
@@ -62,19 +58,18 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, transposed: bool)
                 )
 
             def tap(
-                j: PrimExpr, c: PrimExpr, kh: PrimExpr, y: PrimExpr, horizontal: Axis, kw: int
+                c: PrimExpr, kh: PrimExpr, y: PrimExpr, horizontal: Axis, kw: int
             ) -> Stmt | None:
                 low, high = horizontal.valid(0, horizontal.out, kw)
                 if low == high:
                     return None
                 where = (vertical.weight(kh), horizontal.weight(kw))
-                index = (c, o % filters, *where) if transposed else (o, j, *where)
 
                 def add(i: PrimExpr) -> Stmt:
                     x = low + i
                     place = horizontal.place(x)
                     term = nest.read(kernel.image, n, c, y, horizontal.source(x, kw))
-                    term = term * nest.read(kernel.weights, *index)
+                    term = term * nest.read(kernel.weights, c, o % filters, *where)
                     return nest.write(sums, nest.read(sums, place) + term, place)
 
                 return nest.serial(high - low, add, "x")
@@ -99,24 +94,20 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, transposed: bool)
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """The row-major kernel for any float32 conv2d or conv2d_transpose."""
-    if workload.op.kind not in ("conv2d", "conv2d_transpose"):
-        return ()
-    transposed = workload.op.kind == "conv2d_transpose"
-    conv = parse(workload, workload.op.kind)
+    """The row-major kernel for any float32 conv2d_transpose."""
+    conv = parse(workload, "conv2d_transpose")
     if conv is None:
         return ()
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
-    flops, share = 2.0 * conv.macs, 0.08 if conv.strides == (1, 1) else 0.03
-    if transposed:
-        flops /= conv.strides[0] * conv.strides[1]
+    flops = 2.0 * conv.macs / (conv.strides[0] * conv.strides[1])
+    share = 0.08 if conv.strides == (1, 1) else 0.03
     return (
         Candidate(
-            name=f"{workload.op.kind}.rows",
+            name="conv2d_transpose.rows",
             layouts=(PLAIN, PLAIN, *operands),
             output=PLAIN,
             cost=Cost(flops, traffic(workload), share),
-            compute=lambda: emit(workload, conv, traits, transposed),
+            compute=lambda: emit(workload, conv, traits),
             schedule=as_written,
         ),
     )

@@ -76,6 +76,8 @@ class Op:
     """One anchor operation on logical tensors: its kind (schedules/README lists them) and attrs.
 
     `constant[i]` says that input i is a compile-time constant, which may be packed.
+    `more` are the outputs after the first, of ops that have several; these have no epilogue and
+    all their outputs lie row-major.
     """
 
     kind: str
@@ -83,6 +85,7 @@ class Op:
     output: TensorSig
     attrs: tuple[tuple[str, Attr], ...] = ()
     constant: tuple[bool, ...] = ()
+    more: tuple[TensorSig, ...] = ()
 
     def attr(self, name: str) -> Any:
         """Value of attribute `name`; KeyError if the op has none."""
@@ -137,6 +140,10 @@ class Workload:
     def output(self) -> TensorSig:
         return TensorSig(self.op.output.shape, self.epilogue.dtype)
 
+    @property
+    def outputs(self) -> tuple[TensorSig, ...]:
+        return (self.output, *self.op.more)
+
 
 @dataclass(frozen=True)
 class TargetTraits:
@@ -180,7 +187,7 @@ class Candidate:
         too); activations have a Layout.
     output: layout of the result.
     compute: builds the unscheduled PrimFunc (usually by te.create_prim_func): parameters in the
-        order of workload.inputs, then the output; their shapes are physical.
+        order of workload.inputs, then workload.outputs; their shapes are physical.
     schedule: applied to a Schedule whose "main" is that function. `parallel` may mark only loops
         that are outermost in the function's body; see schedules/README.md.
     strict: non-finite inputs spread no further than IEEE arithmetic takes them; False for

@@ -6,7 +6,7 @@ input and output are one run of vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 
@@ -66,6 +66,8 @@ def _blockable(workload: Workload, layout: Layout) -> bool:
     if op.kind == "pad":
         channels = op.output.shape[1]
         # A fill of padding lanes would have to be masked.
+        if len(op.inputs) > 1:
+            return False
         fills = op.attr("mode") == "constant" and op.attr("value") != 0
         ragged = channels % layout.block != 0
         kept = op.attr("before")[1] == 0 and channels == op.inputs[0].shape[1]
@@ -199,14 +201,43 @@ def _slice(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc
     return frame.function(*rows(frame, traits, split, value))
 
 
+def _clamped(i: PrimExpr, size: int) -> PrimExpr:
+    return tirx.max(tirx.min(i, size - 1), 0)
+
+
+def _wrapped(i: PrimExpr, size: int) -> PrimExpr:
+    return tirx.floormod(i, nest.integer(size))
+
+
+def _reflected(i: PrimExpr, size: int) -> PrimExpr:
+    """`i` mirrored at the first and at the last element, as often as it takes."""
+    if size == 1:
+        return nest.integer(0)
+    period = nest.integer(2 * (size - 1))
+    i = tirx.floormod(i, period)
+    return tirx.Select(i > size - 1, period - i, i)
+
+
+_SOURCES: Mapping[str, Callable[[PrimExpr, int], PrimExpr]] = {
+    "constant": lambda i, size: i,
+    "edge": _clamped,
+    "wrap": _wrapped,
+    "reflect": _reflected,
+}
+"""(position relative to the input's start, the input's size) → where it is read, by mode."""
+
+
 def _pad(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
     """Rows inside are copied, rows outside filled; the last padded axis is cut in three."""
     op = workload.op
-    frame = Frame(workload, (layout,), layout)
+    frame = Frame(workload, (layout,) * len(op.inputs), layout)
     before = [*op.attr("before"), *([0] if layout.block else [])]
     source, target = layout.physical(op.inputs[0].shape), frame.shape
     mode = op.attr("mode")
-    fill = tirx.const(op.attr("value") if mode == "constant" else 0, op.output.dtype)
+    if len(op.inputs) > 1:
+        fill = nest.read(frame.inputs[1], 0)
+    else:
+        fill = tirx.const(op.attr("value") if mode == "constant" else 0, op.output.dtype)
     padded = [a for a in range(len(target)) if before[a] or source[a] != target[a]]
 
     def read(index: Index, known_inside: bool) -> PrimExpr:
@@ -214,14 +245,7 @@ def _pad(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
         for a in padded:
             i = index[a] - before[a]
             size = source[a]
-            if mode == "constant" or known_inside:
-                pass
-            elif mode == "edge":
-                i = tirx.max(tirx.min(i, size - 1), 0)
-            else:
-                i = tirx.Select(i < 0, 0 - i, i)
-                i = tirx.Select(i > size - 1, 2 * (size - 1) - i, i)
-            at[a] = i
+            at[a] = i if known_inside else _SOURCES[mode](i, size)
         return nest.read(frame.inputs[0], *at)
 
     lanes = lanes_of(traits, op.output.dtype, workload.output.dtype)

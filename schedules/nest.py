@@ -57,7 +57,13 @@ def reader(source: Buffer) -> Callable[..., PrimExpr]:
 
 def sequence(*stmts: Stmt | None) -> Stmt:
     """The statements in order; None stands for nothing."""
-    kept = [s for s in stmts if s is not None]
+    kept = [
+        inner
+        for s in stmts
+        if s is not None
+        # What a nested sequence allocates must live on behind it.
+        for inner in (s.seq if isinstance(s, tirx.SeqStmt) else [s])
+    ]
     return kept[0] if len(kept) == 1 else tirx.SeqStmt(kept)
 
 

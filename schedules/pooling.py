@@ -16,7 +16,8 @@ from tvm import tirx
 from schedules import nest
 from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
-from schedules.scalar import cast, lowest, maximum
+from schedules.scalar_binary import maximum
+from schedules.scalar_values import cast, lowest
 from schedules.vectors import (
     Frame,
     accumulator,

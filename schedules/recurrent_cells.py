@@ -1,20 +1,26 @@
-"""One step of an LSTM or GRU for a block of batch rows and a vector of hidden units."""
+"""One step of an LSTM, GRU or RNN for a block of batch rows and a vector of hidden units."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from schedules import nest
-from schedules.interface import PrimExpr, Step
+from schedules.interface import Op, PrimExpr, Step
 from schedules.nest import Buffer, Stmt
 from schedules.product import cast, ceildiv
 from schedules.scalar import evaluate
+from schedules.scalar_values import like
 from schedules.tile import Tile, accumulate
 
 CHAINS = 8  # accumulators that hide the latency of a multiply-add
 LSTM_I, LSTM_O, LSTM_F, LSTM_C = range(4)
 GRU_Z, GRU_R, GRU_H = range(3)
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+_DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
+# Which activation opens each gate, in the order of the gates.
+_OPENED_BY = {"lstm": (0, 0, 0, 1), "gru": (0, 0, 1), "rnn": (0,)}
 
 Inputs = Callable[[int, PrimExpr, PrimExpr, PrimExpr], PrimExpr]
 """(gate, row of the block, lane, hidden unit) → what the gate takes from the inputs and biases."""
@@ -35,27 +41,90 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """A nonlinearity by its ONNX name in lower case; alpha and beta where it has them."""
+
+    name: str
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    def of(self, x: PrimExpr) -> PrimExpr:
+        """Its value at x."""
+        if self.name == "affine":
+            return x * like(self.alpha, x) + like(self.beta, x)
+        if self.name == "scaledtanh":
+            return _step("tanh", x * like(self.beta, x)) * like(self.alpha, x)
+        named = {
+            "leakyrelu": "leaky_relu",
+            "thresholdedrelu": "thresholded_relu",
+            "hardsigmoid": "hard_sigmoid",
+        }
+        return _step(named.get(self.name, self.name), x, alpha=self.alpha, beta=self.beta)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a cell differs from the plain one of its kind, as the ONNX operators define it.
+
+    activations: ONNX's f, g, h (LSTM), f, g (GRU) or f (RNN). clip: bound of what the gates'
+    activations take; 0 for none. input_forget: the forget gate is 1 − input gate. reset_after: a
+    GRU's linear_before_reset.
+    """
+
+    kind: str
+    activations: tuple[Activation, ...]
+    clip: float
+    input_forget: bool
+    reset_after: bool
+
+    @classmethod
+    def of(cls, op: Op) -> Rules:
+        """The rules of an op; attributes that are not given mean the plain cell."""
+        attrs = dict(op.attrs)
+        given: tuple[tuple[str, float, float], ...] = attrs.get("activations", ())  # type: ignore[assignment]
+        plain = tuple(Activation(name) for name in _DEFAULTS[op.kind])
+        return cls(
+            op.kind,
+            tuple(Activation(*each) for each in given) or plain,
+            float(attrs.get("clip", 0.0)),  # type: ignore[arg-type]
+            bool(attrs.get("input_forget", False)),
+            bool(attrs.get("linear_before_reset", False)),
+        )
+
+    def open(self, gate: int, value: PrimExpr) -> PrimExpr:
+        """A gate from what it takes."""
+        if self.clip > 0:
+            value = _step("clip", value, min=-self.clip, max=self.clip)
+        return self.activations[_OPENED_BY[self.kind][gate]].of(value)
+
+
+@dataclass(frozen=True)
 class Cell:
     """A recurrent cell: its sizes, and where its packed weights and its biases lie.
 
     recurrent: [panels, hidden, gates · lanes], as packed by GatePanels. bias: [2 · gates · hidden].
+    peepholes: [3 · hidden] for the gates i, o, f of an LSTM, or None.
     """
 
-    gates: int
+    rules: Rules
     hidden: int
     lanes: int
     dtype: str
-    reset_after: bool
     recurrent: Buffer
     bias: Buffer
+    peepholes: Buffer | None = None
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.rules.kind]
+
+    @property
+    def reset_after(self) -> bool:
+        return self.rules.reset_after
 
     @property
     def panels(self) -> int:
         return ceildiv(self.hidden, self.lanes)
-
-    @property
-    def nonlinear(self) -> tuple[str, ...]:
-        return ("sigmoid",) * (self.gates - 1) + ("tanh",)
 
     def each_panel(self, body: Callable[[PrimExpr, int], Stmt]) -> Stmt:
         """`body` of every panel and the number of its units."""
@@ -113,44 +182,89 @@ class Cell:
         """Memory for `count` gates of a block."""
         return nest.buffer((at.rows, count * self.lanes), self.dtype, "gate", "local")
 
-    def open_gates(self, at: Block, gate: Buffer, inputs: Inputs, first: int, count: int) -> Stmt:
-        """gate = nonlinearity(inputs + gate) for `count` gates from `first`."""
+    def open_gates(
+        self,
+        at: Block,
+        gate: Buffer,
+        inputs: Inputs,
+        gates: Iterable[int],
+        first: int = 0,
+        state: State | None = None,
+    ) -> Stmt:
+        """gate = activation(inputs + gate) for the gates; `first` is that in column 0.
+
+        `state` is the cell state that peepholes show to the gate.
+        """
 
         def one(index: int) -> Stmt:
             def body(i: PrimExpr, u: PrimExpr, j: PrimExpr) -> Stmt:
                 column = u + (index - first) * self.lanes
                 value = inputs(index, i, u, j) + nest.read(gate, i, column)
-                return nest.write(gate, _apply(self.nonlinear[index], value), i, column)
+                if state is not None:
+                    weight = nest.read(self.peepholes, j + index * self.hidden)
+                    value = value + cast(weight, self.dtype) * state(i, j)
+                return nest.write(gate, self.rules.open(index, value), i, column)
 
             return self.units(at, body)
 
-        return nest.sequence(*[one(index) for index in range(first, first + count)])
+        return nest.sequence(*[one(index) for index in gates])
 
     def lstm(
         self, at: Block, inputs: Inputs, h: State, c: State, keep_h: Keep, keep_c: Keep
     ) -> Stmt:
         """A step of an LSTM."""
         gate = self.gate_buffer(at, 4)
+        forgets = () if self.rules.input_forget else (LSTM_F,)
+        squash = self.rules.activations[2]
 
         def read(index: int, i: PrimExpr, u: PrimExpr) -> PrimExpr:
             return nest.read(gate, i, u + index * self.lanes)
 
+        def forget(i: PrimExpr, u: PrimExpr) -> PrimExpr:
+            if not self.rules.input_forget:
+                return read(LSTM_F, i, u)
+            return like(1, read(LSTM_I, i, u)) - read(LSTM_I, i, u)
+
         def cell(i: PrimExpr, u: PrimExpr, j: PrimExpr) -> Stmt:
-            value = read(LSTM_F, i, u) * c(i, j) + read(LSTM_I, i, u) * read(LSTM_C, i, u)
+            value = forget(i, u) * c(i, j) + read(LSTM_I, i, u) * read(LSTM_C, i, u)
             return nest.write(gate, value, i, u + LSTM_C * self.lanes)
 
         def out(i: PrimExpr, u: PrimExpr, j: PrimExpr) -> Stmt:
-            value = read(LSTM_O, i, u) * _apply("tanh", read(LSTM_C, i, u))
+            value = read(LSTM_O, i, u) * squash.of(read(LSTM_C, i, u))
             return nest.write(gate, value, i, u + LSTM_O * self.lanes)
 
+        def new(i: PrimExpr, j: PrimExpr) -> PrimExpr:
+            return read(LSTM_C, i, j - at.panel * self.lanes)
+
+        if self.peepholes is None:
+            before = self.open_gates(at, gate, inputs, (LSTM_I, LSTM_O, *forgets, LSTM_C))
+            after = None
+        else:
+            before = nest.sequence(
+                self.open_gates(at, gate, inputs, (LSTM_I, *forgets), state=c),
+                self.open_gates(at, gate, inputs, (LSTM_C,)),
+            )
+            # The output gate looks at the new cell state.
+            after = self.open_gates(at, gate, inputs, (LSTM_O,), state=new)
         return nest.sequence(
             nest.allocate(gate),
             self.sums(at, h, self.hidden, self.recurrent, 0, gate),
-            self.open_gates(at, gate, inputs, 0, 4),
+            before,
             self.units(at, cell),
+            after,
             self.units(at, lambda i, u, j: keep_c(read(LSTM_C, i, u), i, j)),
             self.units(at, out),
             self.units(at, lambda i, u, j: keep_h(read(LSTM_O, i, u), i, j)),
+        )
+
+    def rnn(self, at: Block, inputs: Inputs, h: State, keep_h: Keep) -> Stmt:
+        """A step of an RNN."""
+        gate = self.gate_buffer(at, 1)
+        return nest.sequence(
+            nest.allocate(gate),
+            self.sums(at, h, self.hidden, self.recurrent, 0, gate),
+            self.open_gates(at, gate, inputs, (0,)),
+            self.units(at, lambda i, u, j: keep_h(nest.read(gate, i, u), i, j)),
         )
 
     def gru_after(self, at: Block, inputs: Inputs, h: State, keep_h: Keep) -> Stmt:
@@ -165,10 +279,10 @@ class Cell:
         return nest.sequence(
             nest.allocate(gate),
             self.sums(at, h, self.hidden, self.recurrent, 0, gate),
-            self.open_gates(at, gate, inputs, GRU_Z, 2),
+            self.open_gates(at, gate, inputs, (GRU_Z, GRU_R)),
             self.units(at, reset),
             # Only the candidate's gate is left to open.
-            self._open_candidate(at, gate, inputs, new),
+            self.open_gates(at, gate, inputs, (GRU_H,)),
             self._mix(at, gate, new, lambda i, u, j: nest.read(gate, i, u), h, keep_h),
         )
 
@@ -182,7 +296,7 @@ class Cell:
         return nest.sequence(
             nest.allocate(gate),
             self.sums(at, h, self.hidden, self.recurrent, GRU_Z, gate),
-            self.open_gates(at, gate, inputs, GRU_Z, 2),
+            self.open_gates(at, gate, inputs, (GRU_Z, GRU_R)),
             self.units(at, lambda i, u, j: keep_z(nest.read(gate, i, u), i, j)),
             self.units(at, reset),
         )
@@ -195,16 +309,9 @@ class Cell:
         return nest.sequence(
             nest.allocate(gate),
             self.sums(at, rh, self.hidden, self.recurrent, GRU_H, gate),
-            self._open_candidate(at, gate, inputs, 0),
+            self.open_gates(at, gate, inputs, (GRU_H,), GRU_H),
             self._mix(at, gate, 0, lambda i, u, j: z(i, j), h, keep_h),
         )
-
-    def _open_candidate(self, at: Block, gate: Buffer, inputs: Inputs, column: int) -> Stmt:
-        def body(i: PrimExpr, u: PrimExpr, j: PrimExpr) -> Stmt:
-            value = inputs(GRU_H, i, u, j) + nest.read(gate, i, u + column)
-            return nest.write(gate, _apply("tanh", value), i, u + column)
-
-        return self.units(at, body)
 
     def _mix(
         self,
@@ -227,5 +334,5 @@ class Cell:
         )
 
 
-def _apply(name: str, value: PrimExpr) -> PrimExpr:
-    return evaluate(Step(name, (0,)), [value])
+def _step(name: str, value: PrimExpr, **attrs: float) -> PrimExpr:
+    return evaluate(Step(name, (0,), tuple(attrs.items())), [value])

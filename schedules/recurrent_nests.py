@@ -7,25 +7,35 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue
 from schedules.interface import PLAIN, PrimExpr, TargetTraits, Workload
 from schedules.nest import Buffer, Stmt
 from schedules.product import STACK_LIMIT, cast, ceildiv
-from schedules.recurrent_cells import GRU_H, Block, Cell, Inputs
+from schedules.recurrent_cells import GRU_H, Block, Cell, Inputs, State
+from schedules.recurrent_parts import quantize_row
+from schedules.scalar_values import like
 from schedules.tile import Tile, accumulate, by_vectors, tallest
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The kernel's parameters and how results reach them."""
+    """The kernel's parameters and how results reach them.
+
+    lengths: steps of each row of the batch, int32; the steps past them give zeros and leave the
+    states alone. Lengths outside 0 … steps count as the nearer of the two, because a kernel cannot
+    refuse them. `quantized_state`: the recurrent product takes the state in 8 bits.
+    """
 
     workload: Workload
     x: Buffer
     w: Buffer
     h0: Buffer
     c0: Buffer | None
+    lengths: Buffer | None
+    quantized_state: bool
     operands: tuple[Buffer, ...]
     output: Buffer
 
@@ -35,6 +45,13 @@ class Parameters:
         reads = [nest.reader(o) for o in self.operands]
         own = cast(value, self.workload.op.output.dtype)
         return nest.write(self.output, apply_epilogue(self.workload, own, reads, PLAIN, at), *at)
+
+    def length(self, row: PrimExpr) -> PrimExpr:
+        """Steps of a row of the batch."""
+        steps = nest.integer(self.workload.op.inputs[0].shape[0])
+        if self.lengths is None:
+            return steps
+        return tirx.max(tirx.min(nest.read(self.lengths, row), steps), nest.integer(0))
 
 
 def input_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> Stmt:
@@ -81,6 +98,8 @@ def time_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> S
     """The recurrence; the rows of the batch are independent and shared among the workers."""
     op = to.workload.op
     steps, batch, _ = op.inputs[0].shape
+    lstm = to.c0 is not None
+    halves = cell.rules.kind == "gru" and not cell.reset_after
     fair = ceildiv(batch, traits.threads)
     split = nest.Split.of(batch, min(fair, tallest(cell.gates, traits)))
 
@@ -90,6 +109,13 @@ def time_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> S
             nest.buffer((rows, cell.hidden), cell.dtype, name, "local" if small else "global")
             for name in ("h", "new", "c", "z", "rh")
         )
+
+        # What the recurrent product takes: the state, or the state in 8 bits.
+        taken = h
+        if to.quantized_state:
+            taken = nest.buffer(
+                (rows, cell.hidden), cell.dtype, "quantized", "local" if small else "global"
+            )
 
         def copy(source: Buffer, target: Buffer, offset: PrimExpr | int) -> Stmt:
             return nest.serial(
@@ -103,31 +129,56 @@ def time_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> S
                 ),
             )
 
-        def keep_in(target: Buffer) -> Any:
-            return lambda value, i, j: nest.write(target, value, i, j)
+        def quantize() -> Stmt | None:
+            if not to.quantized_state:
+                return None
+            return nest.serial(rows, lambda i: quantize_row(cell, h, taken, i))
 
         def step(t: PrimExpr) -> Stmt:
-            time = steps - 1 - t if op.attr("reverse") else t
+            def runs(i: PrimExpr) -> PrimExpr:
+                return t < to.length(row + i)
+
+            def time(i: PrimExpr) -> PrimExpr:
+                if not op.attr("reverse"):
+                    return t
+                back = to.length(row + i) - 1 - t
+                return back if to.lengths is None else tirx.Select(runs(i), back, t)
+
+            def or_else(i: PrimExpr, value: PrimExpr, other: PrimExpr) -> PrimExpr:
+                return value if to.lengths is None else tirx.Select(runs(i), value, other)
 
             def inputs(panel: PrimExpr) -> Inputs:
                 return lambda gate, i, u, j: nest.read(
-                    gx, time * batch + row + i, panel, u + gate * cell.lanes
+                    gx, time(i) * batch + row + i, panel, u + gate * cell.lanes
                 )
 
             def keep_h(value: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
-                return nest.sequence(nest.write(new, value, i, j), to.emit(value, time, row + i, j))
+                kept = or_else(i, value, nest.read(h, i, j))
+                return nest.sequence(
+                    nest.write(new, kept, i, j),
+                    to.emit(or_else(i, value, like(0, value)), time(i), row + i, j),
+                )
+
+            def keep_c(value: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
+                return nest.write(c, or_else(i, value, nest.read(c, i, j)), i, j)
+
+            def keep_in(target: Buffer) -> Any:
+                return lambda value, i, j: nest.write(target, value, i, j)
 
             def block(panel: PrimExpr, units: int) -> Block:
                 return Block(row, rows, panel, units)
 
-            old, cells, gate_z, gate_rh = (nest.reader(s) for s in (h, c, z, rh))
-            if to.c0 is not None:
+            old: State = nest.reader(taken)
+            cells, gate_z, gate_rh = (nest.reader(s) for s in (c, z, rh))
+            if lstm:
                 parts = [
                     cell.each_panel(
-                        lambda p, n: cell.lstm(
-                            block(p, n), inputs(p), old, cells, keep_h, keep_in(c)
-                        )
+                        lambda p, n: cell.lstm(block(p, n), inputs(p), old, cells, keep_h, keep_c)
                     )
+                ]
+            elif cell.rules.kind == "rnn":
+                parts = [
+                    cell.each_panel(lambda p, n: cell.rnn(block(p, n), inputs(p), old, keep_h))
                 ]
             elif cell.reset_after:
                 parts = [
@@ -148,25 +199,26 @@ def time_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> S
                         )
                     ),
                 ]
-            return nest.sequence(*parts, copy(new, h, 0))
+            return nest.sequence(*parts, copy(new, h, 0), quantize())
 
         def last(source: Buffer, index: int) -> Stmt:
+            def body(i: PrimExpr, j: PrimExpr) -> Stmt:
+                value = nest.read(source, i, j)
+                if to.lengths is not None:  # a row without steps has no last state
+                    value = tirx.Select(to.length(row + i) > 0, value, like(0, value))
+                return to.emit(value, index, row + i, j)
+
             return nest.serial(
-                rows,
-                lambda i: by_vectors(
-                    cell.hidden,
-                    cell.lanes,
-                    lambda j: to.emit(nest.read(source, i, j), index, row + i, j),
-                ),
+                rows, lambda i: by_vectors(cell.hidden, cell.lanes, lambda j: body(i, j))
             )
 
-        lstm = to.c0 is not None
-        halves = not lstm and not cell.reset_after
         return nest.sequence(
             nest.allocate(h, new),
+            nest.allocate(taken) if to.quantized_state else None,
             nest.allocate(c) if lstm else None,
             nest.allocate(z, rh) if halves else None,
             copy(to.h0, h, row),
+            quantize(),
             copy(to.c0, c, row) if lstm else None,
             nest.serial(steps, step, name="t"),
             last(h, steps),
@@ -232,6 +284,15 @@ def single_step(cell: Cell, to: Parameters, batch: int, features: int) -> Stmt:
             )
 
         return tasks(lambda at: with_inputs(at, 0, 4, partial(lstm, at)))
+    if cell.rules.kind == "rnn":
+        return tasks(
+            lambda at: with_inputs(
+                at,
+                0,
+                1,
+                lambda inputs: cell.rnn(at, inputs, rows_of(to.h0, at), keep_h(at)),
+            )
+        )
     if cell.reset_after:
         return tasks(
             lambda at: with_inputs(

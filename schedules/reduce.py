@@ -19,7 +19,8 @@ from tvm import tirx
 from schedules import nest
 from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Buffer, Stmt
-from schedules.scalar import highest, lowest, maximum, minimum
+from schedules.scalar_binary import maximum, minimum
+from schedules.scalar_values import highest, lowest
 from schedules.vectors import (
     Frame,
     RowReduction,

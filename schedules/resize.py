@@ -28,6 +28,7 @@ from schedules.vectors import (
     of_type,
     over_vectors,
     parallel_grid,
+    scratch,
 )
 
 
@@ -84,8 +85,9 @@ def taps_of(workload: Workload, axis: int) -> Taps:
     """Source positions and weights along spatial axis 0 (rows) or 1 (columns)."""
     op = workload.op
     size, out = op.inputs[0].shape[2 + axis], op.output.shape[2 + axis]
-    scale = np.float32(op.attr("scales")[axis])
-    source = _coordinates(op.attr("coordinate"), size, out, scale)
+    source = _coordinates(op.attr("coordinate"), size, out, op.attr("scales")[axis])
+    if size == out and all(float(x) == i for i, x in enumerate(source)):
+        return Taps(tuple((i,) for i in range(out)), ((1.0,),) * out)
     method = op.attr("method")
     if method == "nearest":
         picked = _rounded(source, op.attr("rounding"))
@@ -95,9 +97,10 @@ def taps_of(workload: Workload, axis: int) -> Taps:
     return _cubic(source, size, op.attr("cubic_a"), op.attr("exclude_outside"))
 
 
-def _coordinates(mode: str, size: int, out: int, scale: np.float32) -> list[np.float32]:
+def _coordinates(mode: str, size: int, out: int, factor: float) -> list[np.float32]:
     """Where each output position lies in the input, in float32 as ONNX Runtime computes it."""
-    one, half = np.float32(1), np.float32(0.5)
+    one, half, scale = np.float32(1), np.float32(0.5), np.float32(factor)
+    shift = np.float32(size / 2 * (1 - out / (factor * size)))
     result = []
     for i in range(out):
         x = np.float32(i)
@@ -107,6 +110,11 @@ def _coordinates(mode: str, size: int, out: int, scale: np.float32) -> list[np.f
             value = np.float32(0) if out == 1 else x * np.float32(size - 1) / np.float32(out - 1)
         elif mode == "pytorch_half_pixel":
             value = (x + half) / scale - half if out > 1 else np.float32(0)
+        elif mode == "tf_half_pixel_for_nn":
+            value = (x + half) / scale
+        elif mode == "half_pixel_symmetric":
+            # The centre of the input stays the centre of an output whose size was rounded.
+            value = shift + (x + half) / scale - half
         else:
             value = (x + half) / scale - half
         result.append(np.float32(value * one))
@@ -203,6 +211,13 @@ class _Table:
         return nest.read(self.weights, i * self.taps.count + tap)
 
 
+def _sum(terms: Sequence[PrimExpr]) -> PrimExpr:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
 def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
     op = workload.op
     frame = Frame(workload, (layout,), layout)
@@ -213,36 +228,67 @@ def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFu
     lanes = layout.block or lanes_of(traits, wide, op.output.dtype)
     width = op.output.shape[3]
 
-    def pixel(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Callable[..., PrimExpr]:
-        def value(x: PrimExpr, lane: Sequence[PrimExpr]) -> PrimExpr:
-            if exact:
+    def column(x: PrimExpr, load: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
+        """The taps of output column `x`, of what load(source column) gives."""
+        terms = [load(columns.position(x, j)) for j in range(columns.taps.count)]
+        if len(terms) == 1:
+            return terms[0]
+        return _sum([columns.weight(x, j) * term for j, term in enumerate(terms)])
+
+    def across(y: PrimExpr, load: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
+        """The taps of output row `y`, of what load(source row) gives."""
+        terms = [load(rows.position(y, i)) for i in range(rows.taps.count)]
+        if len(terms) == 1:
+            return terms[0]
+        return _sum([rows.weight(y, i) * term for i, term in enumerate(terms)])
+
+    def blocked_row(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Stmt:
+        def store(x: PrimExpr, lane: PrimExpr) -> Stmt:
+            def load(h: PrimExpr, w: PrimExpr) -> PrimExpr:
+                return load_as(frame.inputs[0], wide, n, c, h, w, lane)
+
+            value = across(y, lambda h: column(x, lambda w: load(h, w)))
+            return frame.finish(of_type(value, op.output), [n, c, y, x, lane])
+
+        return nest.serial(
+            width, lambda x: nest.vectorized(lanes, lambda lane: store(x, lane)), "ow"
+        )
+
+    def plain_row(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Stmt | None:
+        if exact:
+
+            def copy(x: PrimExpr) -> Stmt:
                 at = (rows.position(y, 0), columns.position(x, 0))
-                return nest.read(frame.inputs[0], n, c, *at, *lane)
-            total: PrimExpr = None
-            for i in range(rows.taps.count):
-                line: PrimExpr = None
-                for j in range(columns.taps.count):
-                    at = (rows.position(y, i), columns.position(x, j))
-                    source = load_as(frame.inputs[0], wide, n, c, *at, *lane)
-                    term = columns.weight(x, j) * source
-                    line = term if line is None else line + term
-                line = rows.weight(y, i) * line
-                total = line if total is None else total + line
-            return of_type(total, op.output)
+                return frame.finish(nest.read(frame.inputs[0], n, c, *at), [n, c, y, x])
 
-        return value
+            return over_vectors(width, lanes, copy)
+        if columns.taps.count == 1:
 
-    def row(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Stmt | None:
-        value = pixel(n, c, y)
-        if layout.block:
-            return nest.serial(
-                width,
-                lambda x: nest.vectorized(
-                    lanes, lambda lane: frame.finish(value(x, [lane]), [n, c, y, x, lane])
-                ),
-                "ow",
-            )
-        return over_vectors(width, lanes, lambda x: frame.finish(value(x, []), [n, c, y, x]))
+            def mix(x: PrimExpr) -> Stmt:
+                w = columns.position(x, 0)
+                value = across(y, lambda h: load_as(frame.inputs[0], wide, n, c, h, w))
+                return frame.finish(of_type(value, op.output), [n, c, y, x])
+
+            return over_vectors(width, lanes, mix)
+        # Rows are combined first, by contiguous vectors; only their result is gathered from.
+        source_width = op.inputs[0].shape[3]
+        line = scratch((source_width,), wide, "line")
+
+        def combine(w: PrimExpr) -> Stmt:
+            value = across(y, lambda h: load_as(frame.inputs[0], wide, n, c, h, w))
+            return nest.write(line, value, w)
+
+        def store(x: PrimExpr) -> Stmt:
+            value = column(x, lambda w: nest.read(line, w))
+            return frame.finish(of_type(value, op.output), [n, c, y, x])
+
+        return nest.sequence(
+            nest.allocate(line),
+            over_vectors(source_width, lanes, combine),
+            over_vectors(width, lanes, store),
+        )
+
+    row = blocked_row if layout.block else plain_row
 
     # One parallel loop around all the stores: at the top level each would be a nest of its own.
     fills = [nest.sequence(*table.fill()) for table in (rows, columns) if table.fill()]

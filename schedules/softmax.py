@@ -18,8 +18,8 @@ from tvm import tirx
 from schedules import nest
 from schedules.interface import PLAIN, Candidate, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
-from schedules.scalar import lowest
 from schedules.scalar_math import exp_of_negative, log
+from schedules.scalar_values import lowest
 from schedules.vectors import (
     Frame,
     RowReduction,

@@ -21,7 +21,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Buffer, Stmt
-from schedules.scalar import cast
+from schedules.scalar_values import cast
 
 STACK_BYTES = 16 << 10
 """Scratch up to this size is put on the stack."""

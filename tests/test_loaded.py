@@ -15,14 +15,15 @@ from tvm import te
 
 import graphopt
 from graphopt.artifact import bundle
-from graphopt.bundling import Specialisation, parts
-from graphopt.codegen.executable import build
+from graphopt.bundling import parts
+from graphopt.codegen.executable import build, control_object, kernel_object
 from graphopt.codegen.kernel import lower, to_kernel
 from graphopt.codegen.linker import find_linker, shared_library
 from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
 from graphopt.errors import ArtifactError, InputError, OptionError
 from graphopt.loaded import LoadedModel
 from graphopt.lowering.weights import aligned_empty
+from graphopt.programs import Specialisation
 from graphopt.report import KernelRow, PassRow, Report
 from graphopt.target import TargetSpec
 
@@ -52,7 +53,12 @@ def adding(rows: int, block: np.ndarray[Any, Any], threads: int = 2) -> Speciali
         weight_bytes=128,
         threads=threads,
     )
-    module = build(plan, {"add": kernel}, target.tvm_target(threads), target.arch)
+    machine, kernels = target.tvm_target(threads), {"add": kernel}
+    module = build(plan, kernels, machine, target.arch)
+    objects = (
+        control_object(plan, machine, target.arch),
+        kernel_object(kernels, machine, target.arch),
+    )
     report = Report(
         target=target.key(threads),
         threads=threads,
@@ -75,13 +81,13 @@ def adding(rows: int, block: np.ndarray[Any, Any], threads: int = 2) -> Speciali
         plan,
         plan.inputs,
         (),
-        block,
+        lambda: block,
         report,
         target.key(threads),
         target.arch,
         tuple(sorted(target.features)),
         lambda: module,
-        lambda: shared_library(module, find_linker(target.arch)),
+        lambda: shared_library(objects, find_linker(target.arch)),
     )
 
 

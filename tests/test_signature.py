@@ -70,8 +70,8 @@ def test_what_stays_open_is_named_with_the_flag() -> None:
     [
         (helper.make_tensor_type_proto(TensorProto.STRING, [1]), "strings"),
         (
-            helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1])),
-            "a sequence",
+            helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.STRING, [1])),
+            "strings",
         ),
         (helper.make_tensor_type_proto(TensorProto.UNDEFINED, [1]), "no element type"),
     ],

@@ -163,7 +163,7 @@ def load(source: str | os.PathLike[str] | bytes) -> Artifact:
         )
     _check_weights(manifest, len(weights), "load")
     reasons = [unfit_reason(entry.architecture, entry.features) for entry in manifest.entries]
-    if all(reasons):
+    if reasons and all(reasons):
         raise ArtifactError(
             "load",
             "The program cannot run here: " + "; ".join(dict.fromkeys(filter(None, reasons))) + ".",

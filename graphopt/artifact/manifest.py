@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.artifact import strict_json as sj
+from graphopt.artifact.host_json import host_from_json, host_to_json
 from graphopt.artifact.plan_json import (
     bound_from_json,
     bound_to_json,
@@ -16,10 +17,11 @@ from graphopt.artifact.plan_json import (
     spec_from_json,
     spec_to_json,
 )
+from graphopt.codegen.host_program import HostProgram
 from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
 from graphopt.errors import ArtifactError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest. A reader refuses every other one."""
 
 ABI = 1
@@ -50,6 +52,28 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The programs of one segment of a host program: indices of entries and of other hosts."""
+
+    entries: tuple[int, ...]
+    hosts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Host:
+    """One specialisation that is run step by step.
+
+    Attributes:
+        bound: as for Entry.
+        segments: the programs of each of the program's segments. Hosts are later ones.
+    """
+
+    program: HostProgram
+    bound: tuple[BoundInput, ...]
+    segments: tuple[Parts, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a `.gopt` holds.
 
@@ -59,6 +83,7 @@ class Manifest:
         entries: the programs; entry i is the member `entries/<i>/module.so`.
         versions: package → version that made the file ("graphopt", "tvm", "tvm_ffi").
         report: passes, kernels and warnings; any JSON object.
+        hosts: host programs. Entries and hosts that are no part of a segment specialise the model.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -66,6 +91,17 @@ class Manifest:
     entries: tuple[Entry, ...]
     versions: Mapping[str, str]
     report: Mapping[str, Any]
+    hosts: tuple[Host, ...] = ()
+
+    def root_entries(self) -> tuple[int, ...]:
+        """Entries that are no part of a segment."""
+        inner = {i for host in self.hosts for parts in host.segments for i in parts.entries}
+        return tuple(i for i in range(len(self.entries)) if i not in inner)
+
+    def root_hosts(self) -> tuple[int, ...]:
+        """Hosts that are no part of a segment."""
+        inner = {i for host in self.hosts for parts in host.segments for i in parts.hosts}
+        return tuple(i for i in range(len(self.hosts)) if i not in inner)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -80,6 +116,7 @@ def encode(manifest: Manifest) -> bytes:
         "inputs": [spec_to_json(spec) for spec in manifest.inputs],
         "outputs": [spec_to_json(spec) for spec in manifest.outputs],
         "entries": [_entry_to_json(entry) for entry in manifest.entries],
+        "hosts": [_host_to_json(host) for host in manifest.hosts],
         "versions": dict(manifest.versions),
         "report": manifest.report,
         # Reserved: key id and algorithm of the signature (its bytes go into the seal at the end
@@ -127,6 +164,7 @@ def decode(text: bytes) -> Manifest:
             "inputs",
             "outputs",
             "entries",
+            "hosts",
             "versions",
             "report",
             "signature",
@@ -146,25 +184,104 @@ def decode(text: bytes) -> Manifest:
         entries=sj.items(document["entries"], "$.entries", _entry_from_json),
         versions={name: sj.text(text, f"$.versions.{name}") for name, text in versions.items()},
         report=document["report"],
+        hosts=sj.items(document["hosts"], "$.hosts", _host_from_json),
     )
-    if not manifest.entries:
+    _check_parts(manifest)
+    roots = [
+        (f"$.entries[{i}]", manifest.entries[i].bound, manifest.entries[i].plan)
+        for i in manifest.root_entries()
+    ] + [
+        (f"$.hosts[{i}]", manifest.hosts[i].bound, manifest.hosts[i].program)
+        for i in manifest.root_hosts()
+    ]
+    if not roots:
         raise sj.refuse("$.entries", "there is no program")
-    taken = {bound.name for bound in manifest.entries[0].bound}
+    taken = {bound.name for bound in roots[0][1]}
     names = [spec.name for spec in manifest.inputs if spec.name in taken]
-    for index, entry in enumerate(manifest.entries):
-        if [bound.name for bound in entry.bound] != names:
-            raise sj.refuse(f"$.entries[{index}].bound", "the names are not those of some inputs")
-        _check_same_signature(manifest.inputs, entry_inputs(manifest, entry), index, "inputs")
-        _check_same_signature(manifest.outputs, entry.plan.outputs, index, "outputs")
+    for where, bound, program in roots:
+        _check_program(manifest.inputs, manifest.outputs, names, bound, program, where)
     return manifest
 
 
-def entry_inputs(manifest: Manifest, entry: Entry) -> tuple[TensorSpec, ...]:
-    """All inputs of an entry, those with compiled-in values too, in the manifest's order."""
-    bound = {b.name: TensorSpec(b.name, b.dtype, b.shape) for b in entry.bound}
-    rest = iter(entry.plan.inputs)
-    found = [bound.pop(spec.name, None) or next(rest, None) for spec in manifest.inputs]
-    return (*(spec for spec in found if spec is not None), *bound.values(), *rest)
+def all_inputs(
+    specs: tuple[TensorSpec, ...],
+    bound: tuple[BoundInput, ...],
+    program: Plan | HostProgram,
+) -> tuple[TensorSpec, ...]:
+    """All inputs of a program, those with compiled-in values too, in the order of `specs`."""
+    given = {b.name: TensorSpec(b.name, b.dtype, b.shape) for b in bound}
+    rest = iter(program.inputs)
+    found = [given.pop(spec.name, None) or next(rest, None) for spec in specs]
+    return (*(spec for spec in found if spec is not None), *given.values(), *rest)
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """Every part of a segment is there, is used once, and fits the segment."""
+    used: set[tuple[str, int]] = set()
+    for index, host in enumerate(manifest.hosts):
+        where = f"$.hosts[{index}].segments"
+        if len(host.segments) != len(host.program.segments):
+            raise sj.refuse(where, f"{len(host.program.segments)} are needed")
+        for number, (parts, spec) in enumerate(
+            zip(host.segments, host.program.segments, strict=True)
+        ):
+            at = f"{where}[{number}]"
+            programs: list[tuple[tuple[BoundInput, ...], Plan | HostProgram]] = []
+            for kind, indices, count in (
+                ("entry", parts.entries, len(manifest.entries)),
+                ("host", parts.hosts, len(manifest.hosts)),
+            ):
+                for i in indices:
+                    if i >= count or (kind, i) in used or (kind == "host" and i <= index):
+                        raise sj.refuse(at, f"{kind} {i} cannot be its part")
+                    used.add((kind, i))
+            programs += [
+                (manifest.entries[i].bound, manifest.entries[i].plan) for i in parts.entries
+            ]
+            programs += [(manifest.hosts[i].bound, manifest.hosts[i].program) for i in parts.hosts]
+            for bound, program in programs:
+                _check_program(spec.inputs, spec.outputs, list(spec.bound), bound, program, at)
+
+
+def _check_program(
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    names: list[str],
+    bound: tuple[BoundInput, ...],
+    program: Plan | HostProgram,
+    where: str,
+) -> None:
+    if [each.name for each in bound] != names:
+        raise sj.refuse(f"{where}.bound", "the names are not those of some inputs")
+    _check_same_signature(inputs, all_inputs(inputs, bound, program), f"{where}.plan.inputs")
+    _check_same_signature(outputs, program.outputs, f"{where}.plan.outputs")
+
+
+def _host_to_json(host: Host) -> dict[str, Any]:
+    return {
+        "program": host_to_json(host.program),
+        "bound": [bound_to_json(bound) for bound in host.bound],
+        "segments": [
+            {"entries": list(parts.entries), "hosts": list(parts.hosts)} for parts in host.segments
+        ],
+    }
+
+
+def _host_from_json(value: Any, where: str) -> Host:
+    fields = sj.record(value, where, ("program", "bound", "segments"))
+
+    def parts(item: Any, at: str) -> Parts:
+        lists = sj.record(item, at, ("entries", "hosts"))
+        return Parts(
+            sj.items(lists["entries"], f"{at}.entries", sj.integer),
+            sj.items(lists["hosts"], f"{at}.hosts", sj.integer),
+        )
+
+    return Host(
+        host_from_json(fields["program"], f"{where}.program"),
+        sj.items(fields["bound"], f"{where}.bound", bound_from_json),
+        sj.items(fields["segments"], f"{where}.segments", parts),
+    )
 
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
@@ -196,10 +313,9 @@ def _entry_from_json(value: Any, where: str) -> Entry:
 
 
 def _check_same_signature(
-    generic: tuple[TensorSpec, ...], bound: tuple[TensorSpec, ...], index: int, kind: str
+    generic: tuple[TensorSpec, ...], bound: tuple[TensorSpec, ...], where: str
 ) -> None:
     """An entry specialises the model's inputs and outputs: it renames and retypes nothing."""
-    where = f"$.entries[{index}].plan.{kind}"
     if [spec.name for spec in generic] != [spec.name for spec in bound]:
         raise sj.refuse(where, "the names differ from the manifest's")
     for ours, theirs in zip(bound, generic, strict=True):
@@ -208,7 +324,7 @@ def _check_same_signature(
             len(ours.shape) == len(theirs.shape)
             and all(size in (None, n) for n, size in zip(ours.shape, theirs.shape, strict=True))
         )
-        if ours.dtype != theirs.dtype or not fits:
+        if (ours.dtype, ours.kind) != (theirs.dtype, theirs.kind) or not (fits or not ours.shape):
             raise sj.refuse(
                 where,
                 f"{ours.name} is {ours.dtype}{list(ours.shape)} "

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from graphopt.artifact import strict_json as sj
+from graphopt.codegen.host_program import KINDS, TENSOR
 from graphopt.codegen.plan import BoundInput, Buffer, Call, Plan, TensorSpec
 
 ITEM_BYTES = {
@@ -22,6 +23,23 @@ ITEM_BYTES = {
     "int64": 8,
     "uint64": 8,
     "float64": 8,
+    **dict.fromkeys(
+        (
+            "float8_e4m3fn",
+            "float8_e4m3fnuz",
+            "float8_e5m2",
+            "float8_e5m2fnuz",
+            "float8_e8m0fnu",
+            "float6_e2m3fn",
+            "float6_e3m2fn",
+            "float4_e2m1fn",
+            "int4",
+            "uint4",
+            "int2",
+            "uint2",
+        ),
+        1,
+    ),
 }
 """Element types of inputs and outputs, and their sizes in bytes."""
 
@@ -34,21 +52,33 @@ VALUE_RANGES = {
         for kind in ("int", "uint")
         for bits in (8, 16, 32, 64)
     },
+    **{f"float{bits}": (0, 2**bits - 1) for bits in (16, 32, 64)},
 }
-"""Element types of inputs whose values are compiled in, and the least and greatest value."""
+"""Element types of inputs whose values are compiled in, and the least and greatest value.
+
+Floats are kept by their bit patterns, so that equality is exact and NaN equals itself.
+"""
 
 _MAX_THREADS = 1024
 _MAX_BYTES = 2**47  # the user half of a 48-bit address space
 
 
 def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "shape": list(spec.shape),
+        "kind": spec.kind,
+    }
 
 
 def spec_from_json(value: Any, where: str) -> TensorSpec:
     """Read a TensorSpec; unbound dimensions are null."""
-    fields = sj.record(value, where, ("name", "dtype", "shape"))
+    fields = sj.record(value, where, ("name", "dtype", "shape", "kind"))
     dtype = sj.text(fields["dtype"], f"{where}.dtype")
+    kind = sj.text(fields["kind"], f"{where}.kind")
+    if kind not in KINDS:
+        raise sj.refuse(f"{where}.kind", f"unknown kind {kind!r}")
     if dtype not in ITEM_BYTES:
         raise sj.refuse(f"{where}.dtype", f"unknown element type {dtype!r}")
 
@@ -59,6 +89,7 @@ def spec_from_json(value: Any, where: str) -> TensorSpec:
         name=sj.text(fields["name"], f"{where}.name"),
         dtype=dtype,
         shape=sj.items(fields["shape"], f"{where}.shape", dimension),
+        kind=kind,
     )
 
 
@@ -76,7 +107,7 @@ def bound_from_json(value: Any, where: str) -> BoundInput:
     fields = sj.record(value, where, ("name", "dtype", "shape", "values"))
     dtype = sj.text(fields["dtype"], f"{where}.dtype")
     if dtype not in VALUE_RANGES:
-        raise sj.refuse(f"{where}.dtype", f"{dtype!r} is no integer and no bool")
+        raise sj.refuse(f"{where}.dtype", f"values of {dtype!r} cannot be compiled in")
     low, high = VALUE_RANGES[dtype]
 
     def element(item: Any, at: str) -> int:
@@ -135,6 +166,8 @@ def plan_from_json(value: Any, where: str) -> Plan:
     for kind, specs in (("inputs", inputs), ("outputs", outputs)):
         if len({spec.name for spec in specs}) != len(specs):
             raise sj.refuse(f"{where}.{kind}", "two have the same name")
+        if any(spec.kind != TENSOR for spec in specs):
+            raise sj.refuse(f"{where}.{kind}", "a plan knows tensors only")
         if any(None in spec.shape for spec in specs):
             raise sj.refuse(f"{where}.{kind}", "a dimension is unbound")
     arena_bytes = sj.integer(fields["arena_bytes"], f"{where}.arena_bytes", high=_MAX_BYTES)

@@ -31,17 +31,24 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, sizes
 
 
-def constant(text: str) -> tuple[str, int | tuple[int, ...]]:
-    """NAME=16000, NAME=true or NAME=0,1 → name and value."""
+def constant(text: str) -> tuple[str, int | float | tuple[int | float, ...]]:
+    """NAME=16000, NAME=true, NAME=0.5 or NAME=0,1 → name and value."""
     name, separator, value = text.rpartition("=")
-    words = {"true": 1, "false": 0}
     try:
-        numbers = tuple(int(words.get(word.lower(), word)) for word in value.split(","))
+        numbers = tuple(_number(word) for word in value.split(","))
     except ValueError:
         numbers = ()
     if not separator or not name or not numbers:
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE, such as rate=16000")
     return name, numbers if "," in value else numbers[0]
+
+
+def _number(word: str) -> int | float:
+    words = {"true": 1, "false": 0}
+    try:
+        return int(words.get(word.lower(), word))
+    except ValueError:
+        return float(word)
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from graphopt.cache import CacheEntry
-    from graphopt.frontend.diagnose import Diagnosis, Tensor
+    from graphopt.extensions import Extension
+    from graphopt.frontend.diagnose import Tensor
+    from graphopt.inspection import Inspection
     from graphopt.report import Report
     from graphopt.runtime.profiler import Profile
     from graphopt.verification import Verification
@@ -35,7 +37,7 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.3g} µs"
 
 
-def diagnosis(found: Diagnosis) -> list[Table | Text]:
+def inspection(found: Inspection) -> list[Table | Text]:
     """What a model takes, gives and contains, and what of it would not compile."""
     table = _plain_table()
     for role, tensors in (("input", found.inputs), ("output", found.outputs)):
@@ -49,8 +51,16 @@ def diagnosis(found: Diagnosis) -> list[Table | Text]:
     table.add_row("parameters", f"{found.parameters:,} ({size(found.parameter_bytes)})")
     if found.flops is not None:
         table.add_row("operations", f"{found.flops / 1e9:.3g} GFLOP")
+    parts = [f"packed weights up to {size(found.packed_bytes)}"]
     if found.activation_bytes is not None:
-        table.add_row("activations", f"at least {size(found.activation_bytes)}")
+        parts.append(f"activations about {size(found.activation_bytes)}")
+    table.add_row("memory", ", ".join(parts))
+    for name, places in found.dimensions.items():
+        table.add_row("open dimension", Text(f"{name} in {', '.join(places)}"))
+    rate = found.float_operations_per_cycle
+    table.add_row("target", f"{found.target}, {rate} float32 operations per cycle and vector unit")
+    for extension in found.extensions:
+        table.add_row(*_extension(extension))
     shown: list[Table | Text] = [table]
     if found.unbound:
         names = ", ".join(found.unbound)
@@ -58,14 +68,22 @@ def diagnosis(found: Diagnosis) -> list[Table | Text]:
     shown += [Text(f"note: {note}", "yellow") for note in found.doubtful]
     if found.unsupported:
         bad = Table(title=f"{len(found.unsupported)} nodes would not import", style="red")
-        for heading in ("node", "operator", "reason"):
+        for heading in ("node", "operator", "reason", "what to do"):
             bad.add_column(heading)
         for node in found.unsupported:
-            bad.add_row(Text(node.node), Text(node.op_type), Text(node.reason))
+            operator = f"{node.domain or 'ai.onnx'} {node.opset}: {node.op_type}"
+            bad.add_row(*map(Text, (node.node, operator, node.reason, node.hint or "")))
         shown.append(bad)
     else:
         shown.append(Text("every node would import", "green"))
     return shown
+
+
+def _extension(extension: Extension) -> tuple[Text, Text]:
+    if not extension.present:
+        return Text(f"no {extension.name}"), Text(extension.brings, "dim")
+    unused = "" if extension.used else " (not used yet by this version)"
+    return Text(extension.name), Text(f"{extension.brings}{unused}")
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -159,7 +159,7 @@ def inspect(args: argparse.Namespace, screen: Screen) -> int:
             options.one_specialisation(args.shape),
             options.one_specialisation(args.constant, "--constant"),
         )
-    screen.show(result.to_dict(), *render.diagnosis(result))
+    screen.show(result.to_dict(), *render.inspection(result))
     return OK if result.compiles else FAILED
 
 

@@ -1,8 +1,16 @@
-"""Builds the machine code of a program: kernels and control flow in one LLVM module."""
+"""Builds the machine code of a program: kernels and control flow, in one LLVM module or several.
+
+Kernels and control flow call one another by name, so a linker can join them however they were
+divided. No kernel is private to a module: LLVM would put each one that is called once into its
+caller, and spend as long on that one function as on all kernels.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -10,7 +18,7 @@ from tvm import tirx
 
 from graphopt.codegen.kernel import Kernel
 from graphopt.codegen.plan import Plan
-from graphopt.codegen.team import control_functions
+from graphopt.codegen.team import control_functions, kernel_symbol, with_synchronisation
 
 EXPORTED = ("run", "serve")
 
@@ -22,7 +30,7 @@ def build(
     arch: str,
     flush_subnormals: bool = True,
 ) -> Any:
-    """Compile a plan's kernels and its control flow to a tvm runtime Module.
+    """Compile a plan's kernels and its control flow to one tvm runtime Module.
 
     The module exports the packed functions `run(ctx)` and `serve(ctx, task_id)`; it is compiled
     to machine code when a function is first looked up or when it is written to an object file.
@@ -33,21 +41,44 @@ def build(
         arch: LLVM's name of the architecture.
         flush_subnormals: subnormal numbers count as zero while the program runs.
     """
-    names = {name: tvm.ir.GlobalVar(name) for name in kernels}
-    functions = {names[name]: kernel.function for name, kernel in kernels.items()}
-    functions |= control_functions(plan, names, arch, flush_subnormals)
-    module = tvm.IRModule({var: _bind(var, func, target) for var, func in functions.items()})
-    passes = [
-        tirx.transform.BindTarget(target.with_host(target)),
-        tirx.transform.AnnotateEntryFunc(),
-        tirx.transform.MakePackedAPI(),
-        tirx.transform.FP8StorageLegalize(),
-        tirx.transform.BF16StorageLegalize(),
-        tirx.transform.LowerIntrin(),
-    ]
-    with target:
-        module = tvm.ir.transform.Sequential(passes)(module)
-        return tvm.get_global_func("target.build.llvm")(module, target)
+    functions = _kernel_functions(kernels, target, arch)
+    functions |= _control_functions(plan, target, arch, flush_subnormals)
+    return _llvm_module(functions, target)
+
+
+def kernel_object(kernels: Mapping[str, Kernel], target: Any, arch: str) -> bytes:
+    """An object file with these kernels; may run in several threads at once."""
+    return _object_code(_llvm_module(_kernel_functions(kernels, target, arch), target))
+
+
+def control_object(plan: Plan, target: Any, arch: str, flush_subnormals: bool = True) -> bytes:
+    """An object file with `run` and `serve`, which calls the kernels that plan.calls name."""
+    functions = _control_functions(plan, target, arch, flush_subnormals)
+    return _object_code(_llvm_module(functions, target))
+
+
+def _kernel_functions(kernels: Mapping[str, Kernel], target: Any, arch: str) -> dict[Any, Any]:
+    functions: dict[Any, Any] = {}
+    for name, kernel in kernels.items():
+        # Once per module is enough.
+        function = kernel.function if functions else with_synchronisation(kernel.function, arch)
+        functions[tvm.ir.GlobalVar(name)] = function.with_attr("target", target)
+    lowered = _lowered(functions, target, entries=False)
+    # Only now, so that no packed function is made of it.
+    return {
+        var: function.with_attr("global_symbol", kernel_symbol(var.name_hint))
+        for var, function in lowered.items()
+    }
+
+
+def _control_functions(
+    plan: Plan, target: Any, arch: str, flush_subnormals: bool
+) -> dict[Any, Any]:
+    functions = {
+        var: _bind(var, function, target)
+        for var, function in control_functions(plan, arch, flush_subnormals).items()
+    }
+    return _lowered(functions, target, entries=True)
 
 
 def _bind(var: Any, function: Any, target: Any) -> Any:
@@ -55,3 +86,38 @@ def _bind(var: Any, function: Any, target: Any) -> Any:
     if var.name_hint in EXPORTED:
         return function.with_attr("global_symbol", var.name_hint)
     return function
+
+
+def _lowered(functions: Mapping[Any, Any], target: Any, entries: bool) -> dict[Any, Any]:
+    passes = [tirx.transform.BindTarget(target.with_host(target))]
+    if entries:
+        passes += [tirx.transform.AnnotateEntryFunc(), tirx.transform.MakePackedAPI()]
+    passes += [
+        tirx.transform.FP8StorageLegalize(),
+        tirx.transform.BF16StorageLegalize(),
+        tirx.transform.LowerIntrin(),
+    ]
+    with target:
+        module = tvm.ir.transform.Sequential(passes)(tvm.IRModule(dict(functions)))
+    return dict(module.functions.items())
+
+
+def _llvm_module(functions: Mapping[Any, Any], target: Any) -> Any:
+    with target:
+        return tvm.get_global_func("target.build.llvm")(tvm.IRModule(dict(functions)), target)
+
+
+def _object_code(module: Any) -> bytes:
+    """The module's object file; OSError if there is nowhere to write it."""
+    try:
+        memory = os.memfd_create("graphopt-object", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            path = Path(folder, "program.o")
+            module.write_to_file(str(path), "o")
+            return path.read_bytes()
+    # LLVM ends the process when a disk is full, so it writes to memory.
+    with os.fdopen(memory, "rb") as file:
+        module.write_to_file(f"/proc/self/fd/{memory}", "o")
+        file.seek(0)
+        return file.read()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import tvm
 from tvm import s_tir, tirx
@@ -41,6 +41,18 @@ class Kernel:
 
     function: PrimFunc
     workspaces: tuple[Workspace, ...]
+
+
+class KernelMaker(Protocol):
+    """Makes kernels while others are still being scheduled; jobs.py has the one there is."""
+
+    def add(self, name: str, function: PrimFunc) -> None:
+        """Start on the kernel `name`, a scheduled block-form PrimFunc."""
+        ...
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel added as `name`, lowered; raises what went wrong when it was."""
+        ...
 
 
 def lower(function: PrimFunc, target: Any) -> PrimFunc:
@@ -108,6 +120,8 @@ class _KernelBuilder:
         for param in function.params:
             data = tirx.Var(f"{param.name}_data", pointer(_dtype(param)))
             self.params.append(data)
+            if isinstance(param.elem_offset, tirx.Var):  # some of topi's functions allow for one
+                body.append(tirx.Bind(param.elem_offset, tirx.const(0, _type(param.elem_offset))))
             body.append(tirx.DeclBuffer(param, data=data))
         for statement in _sequence(function.body):
             if isinstance(statement, tirx.AllocBuffer):
@@ -172,13 +186,15 @@ class _KernelBuilder:
             return sequence([self._hoist(child) for child in statement.seq])
         if isinstance(statement, tirx.For):
             body = self._hoist(statement.body)
-            if body.same_as(statement.body):
+            # Only outermost loops are shared; inside one, this worker runs all of it.
+            inner = statement.kind == tirx.ForKind.PARALLEL
+            if body.same_as(statement.body) and not inner:
                 return statement
             return tirx.For(
                 statement.loop_var,
                 statement.min,
                 statement.extent,
-                statement.kind,
+                tirx.ForKind.SERIAL if inner else statement.kind,
                 body,
                 statement.thread_binding,
                 statement.annotations,
@@ -186,6 +202,10 @@ class _KernelBuilder:
         if isinstance(statement, tirx.AttrStmt):
             body = self._hoist(statement.body)
             return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
+        if isinstance(statement, tirx.IfThenElse):
+            other = statement.else_case
+            otherwise = None if other is None else self._hoist(other)
+            return tirx.IfThenElse(statement.condition, self._hoist(statement.then_case), otherwise)
         if isinstance(statement, tirx.AllocBuffer) and _nbytes(statement.buffer) > STACK_BYTES:
             return self._workspace(statement.buffer, shared=False)
         return statement
@@ -195,7 +215,13 @@ def _sequence(body: Stmt) -> list[Stmt]:
     """The statements of a function's body, nested sequences flattened."""
     if isinstance(body, tirx.SeqStmt):
         return [inner for child in body.seq for inner in _sequence(child)]
+    if isinstance(body, tirx.AttrStmt) and str(body.attr_key).startswith("pragma_"):
+        return _sequence(body.body)  # TVM's hints; none means anything to this code generator
     return [body]
+
+
+def _type(variable: Any) -> str:
+    return str(variable.ty.dtype)
 
 
 def _dtype(buffer: Any) -> str:

@@ -7,10 +7,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graphopt.errors import CompileError
 from graphopt.runtime.host import host_arch
@@ -23,6 +22,9 @@ _NATIVE = ("c++", "g++", "clang++")
 _FLAGS = ("-shared", "-fPIC", "-nostdlib", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 _LIBRARIES = ("-lm", "-lc")
 
+# Kernels call one another by name, which no other library in the process may take for its own.
+_VISIBLE = "{ global: __tvm_ffi_*; local: *; };\n"
+
 
 @dataclass(frozen=True)
 class Linker:
@@ -31,13 +33,17 @@ class Linker:
     arch: str
     command: tuple[str, ...]
 
-    def link(self, objects: tuple[Path, ...], output: Path) -> None:
+    def link(self, objects: tuple[Path, ...], visible: Path, output: Path) -> None:
         """Link object files into the shared library `output`; equal objects give equal bytes.
 
+        Args:
+            visible: a version script that names the symbols to export.
         Raises:
             CompileError: the linker failed; its last words are in the reason.
         """
-        command = [*self.command, *_FLAGS, *map(str, objects), "-o", str(output), *_LIBRARIES]
+        script = f"-Wl,--version-script={visible}"
+        files = (*map(str, objects), "-o", str(output))
+        command = [*self.command, *_FLAGS, script, *files, *_LIBRARIES]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError as error:
@@ -94,8 +100,8 @@ def find_linker(arch: str, environment: Mapping[str, str] | None = None) -> Link
     )
 
 
-def shared_library(module: Any, linker: Linker) -> bytes:
-    """The shared library of a tvm runtime Module of kind llvm, as bytes.
+def shared_library(objects: Sequence[bytes], linker: Linker) -> bytes:
+    """The shared library of a program's object files, as bytes.
 
     Raises:
         CompileError: the linker failed, or there is no room for temporary files.
@@ -103,9 +109,13 @@ def shared_library(module: Any, linker: Linker) -> bytes:
     try:
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             # The same names each time: a linker may write them into the file.
-            code, library = Path(folder, "program.o"), Path(folder, "program.so")
-            _write_object(module, code)
-            linker.link((code,), library)
+            paths = tuple(Path(folder, f"program{index}.o") for index in range(len(objects)))
+            for path, code in zip(paths, objects, strict=True):
+                path.write_bytes(code)
+            visible = Path(folder, "program.map")
+            visible.write_text(_VISIBLE)
+            library = Path(folder, "program.so")
+            linker.link(paths, visible, library)
             return library.read_bytes()
     except OSError as error:
         raise CompileError(
@@ -113,20 +123,3 @@ def shared_library(module: Any, linker: Linker) -> bytes:
             f"cannot write temporary files: {error.strerror or error}.",
             hint="name a folder with room in the environment variable TMPDIR.",
         ) from error
-
-
-def _write_object(module: Any, path: Path) -> None:
-    """Write the module's object code; OSError if that is not possible."""
-    try:
-        memory = os.memfd_create("graphopt-object", os.MFD_CLOEXEC)
-    except (AttributeError, OSError):
-        module.write_to_file(str(path), "o")
-        return
-    try:
-        # LLVM ends the process when a disk is full, so it writes to memory.
-        module.write_to_file(f"/proc/self/fd/{memory}", "o")
-        with open(memory, "rb", closefd=False) as file:
-            file.seek(0)
-            path.write_bytes(file.read())
-    finally:
-        os.close(memory)

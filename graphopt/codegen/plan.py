@@ -7,18 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output as users see it; a dimension is None where it is unbound."""
+    """An input or output as users see it; a dimension is None where it is unbound.
+
+    kind: "tensor"; "sequence" (a list of tensors), "optional" (a tensor or None) or
+    "optional_sequence": then dtype and shape are those of the tensors inside.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    kind: str = "tensor"
 
 
 @dataclass(frozen=True)
 class BoundInput:
     """An input whose value is compiled in, because it acts as a shape, an axis, a count or a mode.
 
-    dtype: an integer or bool. values: in row-major order; those of a bool are 0 and 1.
+    values: in row-major order; those of a bool are 0 and 1, those of a float its bit patterns as
+    unsigned integers.
     """
 
     name: str

@@ -14,7 +14,6 @@ abi.py describes `ctx`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import tvm
@@ -132,22 +131,29 @@ define void @graphopt_restore_mode(i64 %before) {
 }
 
 
-def control_functions(
-    plan: Plan, kernels: Mapping[str, Any], arch: str, flush_subnormals: bool
-) -> dict[Any, Any]:
+def control_functions(plan: Plan, arch: str, flush_subnormals: bool) -> dict[Any, Any]:
     """GlobalVar → PrimFunc of team, run and serve for `plan`.
 
     Args:
-        kernels: kernel name → its GlobalVar.
         arch: "x86_64", "aarch64" or another of LLVM's.
         flush_subnormals: subnormal numbers count as zero while the program runs.
     """
     team_var = tvm.ir.GlobalVar("team")
     return {
-        team_var: _team(plan, kernels, arch, flush_subnormals and arch in FLUSH_IR),
+        team_var: _team(plan, arch, flush_subnormals and arch in FLUSH_IR),
         tvm.ir.GlobalVar("run"): _run(team_var, plan.threads),
         tvm.ir.GlobalVar("serve"): _serve(team_var),
     }
+
+
+def kernel_symbol(name: str) -> str:
+    """The name under which the linker knows the kernel `name`."""
+    return f"graphopt_{name}"
+
+
+def with_synchronisation(kernel: Any, arch: str) -> Any:
+    """The kernel, with the barriers it calls linked into its module at IR level."""
+    return kernel.with_body(_import(_synchronisation(arch), kernel.body))
 
 
 def _context() -> Any:
@@ -166,20 +172,23 @@ def _extern(dtype: str, name: str, *arguments: Expr) -> Stmt:
     return tirx.Evaluate(tirx.call_extern(dtype, name, *arguments))
 
 
-def _import(arch: str, body: Stmt) -> Stmt:
-    """`body` with the synchronisation routines linked into the module at IR level."""
-    text = SYNCHRONISATION_IR.format(pause=_PAUSE.get(arch, "")) + FLUSH_IR.get(arch, "")
+def _synchronisation(arch: str) -> str:
+    return SYNCHRONISATION_IR.format(pause=_PAUSE.get(arch, ""))
+
+
+def _import(text: str, body: Stmt) -> Stmt:
+    """`body` with the routines `text` linked into its module at IR level."""
     attr = "pragma_import_llvm"
     return tirx.AttrStmt(tirx.const(0, "int32"), attr, tvm.ir.StringImm(text), body)
 
 
-def _team(plan: Plan, kernels: Mapping[str, Any], arch: str, flush: bool) -> Any:
+def _team(plan: Plan, arch: str, flush: bool) -> Any:
     ctx, task = _context(), tirx.Var("task_id", "int32")
     tasks = _slot(ctx, abi.NUM_TASKS, "int64")
     body: list[Stmt] = [_stamp(ctx, task, 0)]
     for index, call in enumerate(plan.calls):
         arguments = [_address(ctx, plan, plan.buffers[i]) for i in call.args]
-        body.append(_call(ctx, task, kernels[call.kernel], arguments, call))
+        body.append(_call(ctx, task, arguments, call))
         following = plan.calls[index + 1 : index + 2]
         # What one worker runs alone needs no barrier before more that it runs alone.
         if not (call.serial and following and following[0].serial):
@@ -189,15 +198,17 @@ def _team(plan: Plan, kernels: Mapping[str, Any], arch: str, flush: bool) -> Any
         mode = tirx.Var("mode", "int64")
         body.insert(0, tirx.Bind(mode, tirx.call_extern("int64", "graphopt_flush_subnormals")))
         body.append(_extern("void", "graphopt_restore_mode", mode))
-    return tirx.PrimFunc([ctx, task], _import(arch, sequence(body)), ret_type=None)
+    routines = _synchronisation(arch) + FLUSH_IR.get(arch, "")
+    return tirx.PrimFunc([ctx, task], _import(routines, sequence(body)), ret_type=None)
 
 
-def _call(ctx: Any, task: Any, kernel: Any, arguments: list[Expr], call: Call) -> Stmt:
+def _call(ctx: Any, task: Any, arguments: list[Expr], call: Call) -> Stmt:
+    kernel = kernel_symbol(call.kernel)
     if not call.serial:
         tasks = tirx.Cast("int32", _slot(ctx, abi.NUM_TASKS, "int64"))
-        return _invoke(kernel, [*arguments, task, tasks, _slot(ctx, abi.BARRIER)])
+        return _extern("void", kernel, *arguments, task, tasks, _slot(ctx, abi.BARRIER))
     alone = [tirx.const(0, "int32"), tirx.const(1, "int32"), _slot(ctx, abi.SOLO_BARRIER)]
-    return tirx.IfThenElse(task == 0, _invoke(kernel, [*arguments, *alone]), None)
+    return tirx.IfThenElse(task == 0, _extern("void", kernel, *arguments, *alone), None)
 
 
 def _address(ctx: Any, plan: Plan, buffer: Buffer) -> Expr:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from onnx import NodeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from graphopt.frontend.converters import CONVERTERS
-from graphopt.frontend.importer import UnsupportedNode, unsupported_nodes
-from graphopt.frontend.model import Array, OnnxModel
-from graphopt.frontend.prepare import prepare
+from graphopt.frontend.footprint import open_dimensions, packed_weight_bytes
+from graphopt.frontend.host_nodes import is_data_dependent, is_stepwise
+from graphopt.frontend.importer import UnsupportedNode, unsupported_nodes, without_converter
+from graphopt.frontend.model import Array, OnnxModel, subgraphs
+from graphopt.frontend.partition import needs_host, partition
+from graphopt.frontend.prepare import prepare, prepare_segment
 from graphopt.frontend.shapes import (
     Shape,
     dimensions,
@@ -49,7 +51,9 @@ class Diagnosis:
         unsupported: nodes that would not compile; while shapes or values of inputs are open,
             only nodes whose operator has no converter at all.
         doubtful: notes about nodes that compile but deserve a look.
+        dimensions: open dimension → the places of inputs that have it, such as "x[2]".
         parameters, parameter_bytes: of all constants that are used.
+        packed_bytes: upper bound of the constants' bytes as kernels read them, packed.
         flops: 2 per multiply-add of convolutions, matrix products and recurrent layers; None if a
             needed shape is unknown.
         activation_bytes: lower bound of the memory for activations: the largest sum of values
@@ -61,6 +65,7 @@ class Diagnosis:
     outputs: tuple[Tensor, ...]
     unbound: tuple[str, ...]
     values: tuple[str, ...]
+    dimensions: Mapping[str, tuple[str, ...]]
     original_nodes: int
     nodes: int
     histogram: Mapping[str, int]
@@ -68,6 +73,7 @@ class Diagnosis:
     doubtful: tuple[str, ...]
     parameters: int
     parameter_bytes: int
+    packed_bytes: int
     flops: int | None
     activation_bytes: int | None
 
@@ -87,8 +93,13 @@ def diagnose(
     model: OnnxModel,
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, Array] | None = None,
+    weight_limit: float = 2.0,
 ) -> Diagnosis:
-    """Prepare a model and look at it. Raises as prepare() does."""
+    """Prepare a model and look at it. Raises as prepare() does.
+
+    Args:
+        weight_limit: packed weights may take this many times the bytes of the constants.
+    """
     prepared = prepare(model, shapes, constants)
     graph = prepared.proto.graph
     types = {v.name: v.type for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -103,6 +114,7 @@ def diagnose(
         outputs=tuple(_tensor(value) for value in graph.output),
         unbound=unbound,
         values=tuple(values),
+        dimensions=open_dimensions(graph),
         original_nodes=len(model.proto.graph.node),
         nodes=len(graph.node),
         histogram=dict(histogram.most_common()),
@@ -110,6 +122,7 @@ def diagnose(
         doubtful=_doubtful(prepared),
         parameters=sum(prod(tensor.dims) for tensor in graph.initializer),
         parameter_bytes=sum(_nbytes(types[tensor.name]) or 0 for tensor in graph.initializer),
+        packed_bytes=packed_weight_bytes(graph, weight_limit),
         flops=_total([node_flops(node, static) for node in graph.node]),
         activation_bytes=_activation_bytes(prepared),
     )
@@ -148,21 +161,27 @@ def _total(parts: Sequence[int | None]) -> int | None:
 def _unsupported(model: OnnxModel, unbound: bool, waiting: set[str]) -> tuple[UnsupportedNode, ...]:
     """What would be refused; `waiting` nodes only lack the value of an input."""
     if unbound:
-        return _without_converter(model)
-    return tuple(item for item in unsupported_nodes(model) if item.node not in waiting)
-
-
-def _without_converter(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
-    versions = {opset.domain: opset.version for opset in model.proto.opset_import}
-    found = []
-    for node in model.proto.graph.node:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        plain = domain == "" and node.op_type in ("Identity", "Constant", "If")
-        if not plain and (domain, node.op_type) not in CONVERTERS:
-            reason = "there is no converter for this operator"
-            version = versions.get(domain, 0)
-            found.append(UnsupportedNode(node.name, node.op_type, domain, version, reason))
+        return tuple(_unknown_nodes(model, model.proto.graph))
+    if not needs_host(model):
+        return tuple(item for item in unsupported_nodes(model) if item.node not in waiting)
+    found: list[UnsupportedNode] = []
+    for segment in partition(model).segments:
+        if segment.static:
+            found += unsupported_nodes(prepare_segment(segment.model, {}, {}))
+        else:
+            found += without_converter(segment.model)
     return tuple(found)
+
+
+def _unknown_nodes(model: OnnxModel, graph: GraphProto) -> Iterator[UnsupportedNode]:
+    """Nodes of a graph and the bodies in it whose operator has no converter at all."""
+    plain = [node for node in graph.node if not is_stepwise(node) and not is_data_dependent(node)]
+    shown = ModelProto(opset_import=model.proto.opset_import)
+    shown.graph.node.extend(plain)
+    yield from without_converter(OnnxModel(shown))
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from _unknown_nodes(model, body)
 
 
 def _doubtful(model: OnnxModel) -> tuple[str, ...]:
@@ -170,9 +189,17 @@ def _doubtful(model: OnnxModel) -> tuple[str, ...]:
         f"{node}: is compiled for each value of input '{name}' (give one: --constant {name}=…)"
         for name, node in value_inputs(model).items()
     ]
-    for node in model.proto.graph.node:
-        if node.op_type == "If":
-            notes.append(f"{node.name}: the condition of If is not known at compile time")
+    if unbound_inputs(model) or not needs_host(model):
+        return tuple(notes)
+    for segment in partition(model).segments:
+        spec = segment.spec
+        if spec.bound:
+            notes.append(
+                f"{spec.nodes[0]}: is compiled for each value of {', '.join(spec.bound)}, which "
+                "is computed at run time"
+            )
+        elif not segment.static:
+            notes.append(f"{spec.nodes[0]}: is compiled for each shape that comes at run time")
     return tuple(notes)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 import tvm
-from onnx import AttributeProto, NodeProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 from tvm import relax
 
+from graphopt.frontend.empty import settled
 from graphopt.frontend.model import Array
 
 Expr = Any
@@ -43,7 +45,10 @@ def dtype_of(value: Expr) -> str:
 def constant(array: Array | float | int | bool, dtype: str | None = None) -> Expr:
     """A Relax constant of `dtype` (default: the array's own)."""
     values = np.asarray(array) if dtype is None else np.asarray(array).astype(dtype)
-    return relax.const(np.array(values, order="C"), str(values.dtype))
+    if values.dtype.name == "bfloat16":
+        values = values.astype(np.float32)  # what kernels compute with
+    # Relax copies; an array that cannot be written to, such as a mapped file, is fine.
+    return relax.const(np.asarray(values, order="C"), str(values.dtype))
 
 
 def constant_array(value: Expr) -> Array | None:
@@ -51,6 +56,33 @@ def constant_array(value: Expr) -> Array | None:
     if isinstance(value, tvm.ir.GenericConst):
         return np.asarray(value.value.numpy())
     return None
+
+
+MAX_ELEMENTS = 2**31 - 1  # kernels index with 32 bits
+_MAX_RANK = 32
+_MAX_GENERATED = 1 << 27  # elements of a constant that a node makes up, such as a Range
+
+
+def _check_size(value: Expr) -> None:
+    """Refuse a result that no kernel can compute."""
+    dims = getattr(value.ty, "shape", None)
+    if dims is None:
+        return
+    shape = [int(dim) for dim in dims if isinstance(dim, tvm.tirx.IntImm)]
+    if any(dim < 0 for dim in shape):
+        raise Unsupported(f"its result would have the shape {shape[:_MAX_RANK]}")
+    if len(shape) > _MAX_RANK:
+        raise Unsupported(f"its result would have {len(shape)} dimensions, over {_MAX_RANK}")
+    if prod(shape) > MAX_ELEMENTS:
+        raise Unsupported(
+            f"its result would have the shape {shape}, over 2^31 elements", "Bind smaller shapes."
+        )
+
+
+def check_generated(elements: int) -> None:
+    """Refuse to make up a constant of so many elements."""
+    if elements > _MAX_GENERATED:
+        raise Unsupported(f"it makes up a constant of {elements} elements")
 
 
 class GraphEmitter:
@@ -78,10 +110,20 @@ class GraphEmitter:
         self._names.add(name)
 
     def emit(self, expr: Expr, wanted: str, node: str) -> Expr:
-        """Bind `expr` to a new variable that computes ONNX node `node`."""
+        """Bind `expr` to a new variable that computes ONNX node `node`.
+
+        Where tensors without elements make a kernel needless, what stands for the result.
+        """
         var = self.builder.emit(expr, self.unique(wanted))
         self.sites[var.name] = (node,)
-        return var
+        _check_size(var)
+        try:
+            found = settled(var, expr)
+        except NotImplementedError as error:
+            raise Unsupported(str(error)) from None
+        if found is None:
+            return var
+        return self.emit(found, wanted, node) if isinstance(found, tvm.ir.Call) else found
 
 
 class NodeValues(Protocol):
@@ -93,6 +135,10 @@ class NodeValues(Protocol):
 
     def expression(self, name: str) -> Expr:
         """The same, always as an expression."""
+        ...
+
+    def element(self, name: str) -> int:
+        """ONNX element type of a value that is given as codes (elements.py), 0 for any other."""
         ...
 
 
@@ -120,6 +166,10 @@ class NodeContext:
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
         self._read: set[str] = set()
 
+    def nested(self, node: NodeProto, values: NodeValues, opset: int) -> NodeContext:
+        """Another node as a part of this one, with values of its own and a standard operator set."""
+        return NodeContext(node, values, self._emitter, {"": opset})
+
     # Inputs
 
     def __len__(self) -> int:
@@ -139,6 +189,10 @@ class NodeContext:
         if not self.has(index):
             raise Unsupported(f"input {index} is missing")
         return self._values.expression(self.node.input[index])
+
+    def element(self, index: int) -> int:
+        """ONNX element type of an input that is given as codes (elements.py), 0 for any other."""
+        return self._values.element(self.node.input[index]) if self.has(index) else 0
 
     def inputs(self) -> list[Expr]:
         """All inputs; none may be omitted."""
@@ -180,6 +234,13 @@ class NodeContext:
         """An integer attribute."""
         attribute = self._attribute(name)
         return default if attribute is None else int(attribute.i)
+
+    def flag_attr(self, name: str, default: int = 0) -> bool:
+        """An attribute that is 0 or 1; others are refused, as runtimes read them differently."""
+        value = self.int_attr(name, default)
+        if value not in (0, 1):
+            raise Unsupported(f"{name} is {value}; it must be 0 or 1", "Correct the attribute.")
+        return bool(value)
 
     def float_attr(self, name: str, default: float = 0.0) -> float:
         """A float attribute, as the float32 that the file holds."""
@@ -237,6 +298,8 @@ class NodeContext:
         shape = tuple(int(dim) for dim in shape)
         if shape_of(value) == shape:
             return value
+        if 0 in shape and 0 in shape_of(value):  # Relax takes 0 for "as before"
+            return constant(np.empty(shape), dtype_of(value))
         return self.emit(relax.op.reshape(value, shape))
 
     def transpose(self, value: Expr, axes: Sequence[int]) -> Expr:
@@ -279,7 +342,13 @@ def normal_axis(axis: int, rank: int) -> int:
 
 
 def numpy_dtype(code: int) -> str:
-    """NumPy's name of an ONNX element type; refuses those that kernels do not compute with."""
+    """The type that kernels compute with for an ONNX element type; float32 for bfloat16.
+
+    Raises:
+        Unsupported: kernels do not compute with this type.
+    """
+    if code == TensorProto.BFLOAT16:
+        return "float32"
     try:
         name = helper.tensor_dtype_to_np_dtype(code).name
     except KeyError:

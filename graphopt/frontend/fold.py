@@ -7,14 +7,25 @@ from collections.abc import Mapping
 from math import prod
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 
 from graphopt.errors import ModelError
+from graphopt.frontend.control_flow import fold_bodies, is_control_flow
 from graphopt.frontend.evaluate import evaluate, foldable, worth_folding
 from graphopt.frontend.functions import standard_body
 from graphopt.frontend.model import Array, OnnxModel, subgraphs
 from graphopt.frontend.rename import produced, rename_nodes
 from graphopt.frontend.shapes import infer_node, static_shape, tensor_type
+from graphopt.frontend.unroll import unrolled
 
 # Shape inference reads the values of small constants (axes, target shapes, scales) only.
 _MAX_SHAPE_ELEMENTS = 1024
@@ -27,7 +38,16 @@ class Folder:
     Attributes after run(): `nodes` that remain, `constants` and `types` by value name.
     """
 
-    def __init__(self, model: OnnxModel, weights: Mapping[str, TensorProto]) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        weights: Mapping[str, TensorProto],
+        outer: Folder | None = None,
+    ) -> None:
+        """Args:
+        weights: constants of the graph itself.
+        outer: the walk over the graph around a body, which sees all that is known there.
+        """
         self.model = model
         graph = model.proto.graph
         self.opsets = {
@@ -35,14 +55,26 @@ class Folder:
             for opset in model.proto.opset_import
         }
         self.nodes: list[NodeProto] = []
-        self.constants: dict[str, TensorProto] = dict(weights)
-        self.types: dict[str, TypeProto] = {value.name: value.type for value in graph.input}
-        self.types.update({name: tensor_type(t) for name, t in self.constants.items()})
+        self.constants: dict[str, TensorProto] = {}
+        self.types: dict[str, TypeProto] = {}
         self._small: dict[str, TensorProto] = {}
-        for name in self.constants:
-            self._note_small(name)
+        self._defined: set[str] = set()
+        self._outer: Mapping[str, TensorProto] = {}
+        if outer is not None:
+            hidden = produced(graph.node) | {value.name for value in graph.input} | set(weights)
+            self._outer = outer.constants
+            for mine, theirs in (
+                (self.constants, outer.constants),
+                (self._small, outer._small),
+                (self.types, outer.types),
+            ):
+                mine.update((n, value) for n, value in theirs.items() if n not in hidden)
+            self._defined |= outer._defined
+        self.types.update({value.name: value.type for value in graph.input})
+        for name, tensor in weights.items():
+            self.set_constant(name, tensor)
         self._declared = {value.name: value.type for value in graph.output}
-        self._defined: set[str] = set(self.types)
+        self._defined.update(self.types)
 
     def run(self) -> None:
         """Process every node of the graph in order."""
@@ -57,10 +89,73 @@ class Folder:
             if body is not None:
                 queue.extendleft(reversed(body))
                 continue
+            if is_control_flow(node):
+                node = fold_bodies(self, node)
+                straight = unrolled(self, node)
+                if straight is not None:
+                    queue.extendleft(reversed(straight))
+                    continue
+                self._defined.update(name for name in node.output if name)
+                self.nodes.append(node)
+                continue
             node = self._with_known_target(node)
             self._defined.update(name for name in node.output if name)
             if not self._fold(node):
                 self.nodes.append(node)
+
+    def body(self, node: NodeProto, graph: GraphProto, inputs: Mapping[str, TypeProto]) -> Folder:
+        """A walk, done, over the body `graph` of `node`, whose inputs have these types.
+
+        Large constants of the body become this graph's: bodies are copied, they need not be.
+        """
+        names = {}
+        for tensor in graph.initializer:
+            if prod(tensor.dims) > _MAX_SHAPE_ELEMENTS:
+                names[tensor.name] = name = f"{node.name}/{tensor.name}"
+                if name not in self.constants:
+                    self.set_constant(name, tensor)
+        copy = ModelProto(opset_import=self.model.proto.opset_import)
+        copy.graph.node.extend(graph.node)
+        rename_nodes(copy.graph.node, names)
+        for value in graph.output:
+            name = names.get(value.name, value.name)
+            copy.graph.output.append(ValueInfoProto(name=name, type=value.type))
+        for name, kind in inputs.items():
+            copy.graph.input.append(ValueInfoProto(name=name, type=kind))
+        weights = {t.name: t for t in graph.initializer if t.name not in names}
+        inner = Folder(OnnxModel(copy, self.model.base_dir), weights, self)
+        inner.run()
+        return inner
+
+    def graph(self) -> GraphProto:
+        """The folded graph of a body: with the types of its values, without outer constants."""
+        given = self.model.proto.graph
+        outputs = [value.name for value in given.output]
+        nodes = live_nodes(self.nodes, outputs)
+        used = set(outputs)
+        for node in nodes:
+            used.update(node.input)
+            for inner in subgraphs(node):
+                used |= captured(inner)
+        result = GraphProto(name=given.name or "body", node=nodes, input=given.input)
+        for value in given.output:
+            kind = self.types.get(value.name, value.type)
+            result.output.append(ValueInfoProto(name=value.name, type=kind))
+        for name in sorted(used):
+            tensor = self.constants.get(name)
+            if tensor is not None and self._outer.get(name) is not tensor:
+                own = result.initializer.add()
+                own.CopyFrom(tensor)
+                own.name = name
+        for node in nodes:
+            for name in node.output:
+                if name and name in self.types and name not in outputs:
+                    result.value_info.append(ValueInfoProto(name=name, type=self.types[name]))
+        return result
+
+    def set_type(self, name: str, kind: TypeProto) -> None:
+        """Note the type of a value that control flow computes."""
+        self.types[name] = _refined(kind, self._declared.get(name))
 
     def _with_known_target(self, node: NodeProto) -> NodeProto:
         """CastLike as Cast, so that it folds when only the type of its second input is known."""
@@ -71,6 +166,7 @@ class Folder:
             return node
         cast = NodeProto(op_type="Cast", name=node.name, input=[node.input[0]], output=node.output)
         cast.attribute.add(name="to", type=AttributeProto.INT, i=target.tensor_type.elem_type)
+        cast.attribute.extend(node.attribute)
         return cast
 
     def _note_small(self, name: str) -> None:
@@ -80,7 +176,8 @@ class Folder:
                 tensor = numpy_helper.from_array(self.model.array(tensor), name)
             self._small[name] = tensor
 
-    def _set_constant(self, name: str, tensor: TensorProto) -> None:
+    def set_constant(self, name: str, tensor: TensorProto) -> None:
+        """Make `name` a constant; the tensor's own name does not matter."""
         self.constants[name] = tensor
         self.types[name] = tensor_type(tensor)
         self._note_small(name)
@@ -110,7 +207,7 @@ class Folder:
             if values is None:
                 return False
         for name, array in values.items():
-            self._set_constant(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
+            self.set_constant(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
         return True
 
     def _all_constant(self, node: NodeProto) -> bool:
@@ -156,7 +253,7 @@ class Folder:
         for tensor in body.initializer:
             tensor.name = names.get(tensor.name, tensor.name)
             self._defined.add(tensor.name)
-            self._set_constant(tensor.name, tensor)
+            self.set_constant(tensor.name, tensor)
         nodes = list(body.node)
         for source, target in zip(body.output, node.output, strict=False):
             if target:
@@ -170,6 +267,8 @@ class Folder:
 
 def _refined(kind: TypeProto, declared: TypeProto | None) -> TypeProto:
     """`kind`, with the element type of a graph output that inference could not find."""
+    if declared is not None and kind.WhichOneof("value") is None:
+        return declared
     if (
         declared is not None
         and kind.WhichOneof("value") == "tensor_type"
@@ -194,6 +293,10 @@ def _constant_value(node: NodeProto, model: OnnxModel) -> Array:
             return np.array(attribute.i, np.int64)
         if attribute.name == "value_ints":
             return np.array(list(attribute.ints), np.int64)
+        if attribute.name == "value_string":
+            return np.array(attribute.s, object)
+        if attribute.name == "value_strings":
+            return np.array(list(attribute.strings), object)
         if attribute.name == "sparse_value":
             return sparse_array(attribute.sparse_tensor, model)
     names = ", ".join(a.name for a in node.attribute) or "no value"

@@ -12,16 +12,21 @@ from graphopt.frontend.model import subgraphs
 from graphopt.frontend.rename import rename_nodes
 
 _MAX_DEPTH = 64
+_MAX_INLINED = 1_000_000  # nodes; calls of calls can ask for any number of them
 
 # Operators whose definition in the ONNX standard, a function of simpler ones, is what we compile.
 _DEFINED_BY_FUNCTION = frozenset(
     (
         "AffineGrid",
         "Attention",
+        "CausalConvWithState",
         "CenterCropPad",
+        "FlexAttention",
         "NegativeLogLikelihoodLoss",
         "RotaryEmbedding",
+        "SequenceMap",
         "SoftmaxCrossEntropyLoss",
+        "SwiGLU",
     )
 )
 
@@ -38,6 +43,7 @@ def inline_functions(proto: ModelProto) -> None:
         return
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
     _merge_opsets(proto)
+    _check_size(proto.graph.node, functions)
     _inline_graph(proto.graph, functions, 0)
     del proto.functions[:]
 
@@ -50,10 +56,11 @@ def standard_body(
     None if the operator is not composite, or its definition is written in an operator set that
     means something else than the model's.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _DEFINED_BY_FUNCTION:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain not in ("", "ai.onnx.preview") or node.op_type not in _DEFINED_BY_FUNCTION:
         return None
     try:
-        schema = defs.get_schema(node.op_type, opsets.get("", 1), "")
+        schema = defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
     except defs.SchemaError:
         return None
     if schema.has_context_dependent_function:
@@ -115,6 +122,36 @@ def _inline_graph(graph: Any, functions: Functions, depth: int) -> None:
     graph.node.extend(copies)
 
 
+def _check_size(nodes: Any, functions: Functions) -> None:
+    """Refuse functions that call themselves, or that become too many nodes."""
+    sizes: dict[tuple[str, str, str], int] = {}
+
+    def size(inner: Any, depth: int) -> int:
+        total = 0
+        for node in inner:
+            total += 1 + sum(size(graph.node, depth) for graph in subgraphs(node))
+            key = (node.domain, node.op_type, node.overload)
+            if key in functions and key not in sizes:
+                if depth >= _MAX_DEPTH:
+                    raise ModelError(
+                        "prepare",
+                        f"Function {node.op_type} calls itself, or calls nest over {_MAX_DEPTH} "
+                        "deep.",
+                        node=node.name,
+                    )
+                sizes[key] = size(functions[key].node, depth + 1)
+            total += sizes.get(key, 0)
+        return total
+
+    for node in nodes:
+        if size([node], 0) > _MAX_INLINED:
+            raise ModelError(
+                "prepare",
+                f"Function {node.op_type} stands for more than {_MAX_INLINED} nodes.",
+                node=node.name,
+            )
+
+
 def _inlined(nodes: Any, functions: Functions, depth: int) -> Iterator[NodeProto]:
     for node in nodes:
         for graph in subgraphs(node):
@@ -123,8 +160,6 @@ def _inlined(nodes: Any, functions: Functions, depth: int) -> Iterator[NodeProto
         if function is None:
             yield node
             continue
-        if depth > _MAX_DEPTH:
-            raise ModelError("prepare", f"Function {function.name} calls itself.", node=node.name)
         yield from _inlined(_body(node, function), functions, depth + 1)
 
 

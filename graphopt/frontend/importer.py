@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TypeProto
 from tvm import relax
 
 from graphopt.errors import ModelError
 from graphopt.frontend.converters import CONVERTERS
+from graphopt.frontend.elements import (
+    CODES,
+    Operands,
+    codes_of,
+    element_name,
+    kept_as,
+    narrowed,
+    output_element,
+)
 from graphopt.frontend.emit import (
-    SUPPORTED_DTYPES,
     Expr,
     GraphEmitter,
     NodeContext,
@@ -22,10 +30,15 @@ from graphopt.frontend.emit import (
     constant,
 )
 from graphopt.frontend.model import Array, OnnxModel
-from graphopt.frontend.shapes import graph_inputs, static_shape, unbound_inputs
+from graphopt.frontend.operand_types import wrong_operand
+from graphopt.frontend.shapes import graph_inputs, static_shape, tensor_type, unbound_inputs
 from graphopt.ir import Graph
 
 logger = logging.getLogger(__name__)
+
+_MAX_NODES = 20_000  # several times what the largest networks have; compiling more takes hours
+_MAX_TRIED_BYTES = 1 << 20
+_MAX_LISTED = 50  # refusals in an error; inspect() lists all
 
 
 @dataclass(frozen=True)
@@ -46,18 +59,33 @@ class UnsupportedNode:
 
 
 class Values(Mapping[str, Any]):
-    """What names stand for during the import; constants are read when they are needed."""
+    """What names stand for during the import; constants are read when they are needed.
 
-    def __init__(self, model: OnnxModel) -> None:
+    In a `trial`, which only asks what can be imported, large weights are stood in for by variables:
+    those of a model of several GB are not copied.
+    """
+
+    def __init__(self, model: OnnxModel, trial: bool = False) -> None:
         self.model = model
+        self.trial = trial
         self.tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
         self.known: dict[str, Expr | Array] = {}
+        self.elements: dict[str, int] = {
+            name: tensor.data_type
+            for name, tensor in self.tensors.items()
+            if tensor.data_type in CODES
+        }
         self._expressions: dict[str, Expr] = {}
 
     def __getitem__(self, name: str) -> Expr | Array:
         if name not in self.known:
-            self.known[name] = self.model.array(self.tensors[name])
+            tensor = self.tensors[name]
+            self.known[name] = codes_of(self.model.array(tensor), tensor.data_type)
         return self.known[name]
+
+    def element(self, name: str) -> int:
+        """ONNX element type of a value that is kept as codes, 0 for any other."""
+        return self.elements.get(name, 0)
 
     def expression(self, name: str) -> Expr:
         """A value as an expression; all uses of a constant share one Relax constant."""
@@ -65,8 +93,17 @@ class Values(Mapping[str, Any]):
         if not isinstance(value, np.ndarray):
             return value
         if name not in self._expressions:
-            self._expressions[name] = constant(value)
+            if self.trial and value.nbytes > _MAX_TRIED_BYTES:
+                kind = relax.TensorType(value.shape, str(value.dtype))
+                self._expressions[name] = relax.Var("weight", kind)
+            else:
+                self._expressions[name] = constant(value)
         return self._expressions[name]
+
+    def note(self, name: str, element: int) -> None:
+        """Note the ONNX element type of a new value."""
+        if element in CODES:
+            self.elements[name] = element
 
     def __contains__(self, name: object) -> bool:
         return name in self.known or name in self.tensors
@@ -92,32 +129,66 @@ def import_model(model: OnnxModel) -> Graph:
             f"The shapes of these inputs are not known: {shown}.",
             hint="Give them with shapes={...}.",
         )
-    unsupported, graph = _run(model)
-    if unsupported or graph is None:
-        listed = "\n".join(f"  - {item}" for item in unsupported)
+    nodes = len(model.proto.graph.node)
+    if nodes > _MAX_NODES:
         raise ModelError(
             "import",
-            f"{len(unsupported)} node(s) cannot be compiled:\n{listed}",
-            node=unsupported[0].node if len(unsupported) == 1 else None,
+            f"The model has {nodes} nodes after preparation; {_MAX_NODES} can be compiled.",
+            hint="Compile it in parts, or export loops as Loop or Scan.",
         )
+    unsupported, graph = _run(model)
+    if unsupported or graph is None:
+        raise _unsupported_error(unsupported)
     return graph
+
+
+def without_converter(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
+    """The nodes of a graph whose operator has no converter at all; bodies are not looked into."""
+    opsets = _opsets(model)
+    return tuple(
+        _refusal(node, opsets, _unknown(node))
+        for node in model.proto.graph.node
+        if not _is_known(node)
+    )
+
+
+def refuse_unknown(models: Iterable[OnnxModel]) -> None:
+    """Raise ModelError if nodes of these models have no converter (all of them are listed)."""
+    unsupported = [item for model in models for item in without_converter(model)]
+    if unsupported:
+        raise _unsupported_error(unsupported)
 
 
 def unsupported_nodes(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
     """The nodes of a prepared model that import_model would refuse, without raising."""
-    return _run(model)[0]
+    return _run(model, trial=True)[0]
 
 
-def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
-    proto = model.proto
-    opsets = {
+def _unsupported_error(unsupported: Sequence[UnsupportedNode]) -> ModelError:
+    listed = "\n".join(f"  - {item}" for item in unsupported)
+    return ModelError(
+        "import",
+        f"{len(unsupported)} node(s) cannot be compiled:\n{listed}",
+        node=unsupported[0].node if len(unsupported) == 1 else None,
+    )
+
+
+def _opsets(model: OnnxModel) -> dict[str, int]:
+    return {
         "" if opset.domain == "ai.onnx" else opset.domain: opset.version
-        for opset in proto.opset_import
+        for opset in model.proto.opset_import
     }
+
+
+def _run(model: OnnxModel, trial: bool = False) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
+    proto = model.proto
+    opsets = _opsets(model)
     emitter = GraphEmitter()
-    values = Values(model)
+    values = Values(model, trial)
     refused: list[UnsupportedNode] = []
-    types = {v.name: v.type for v in (*proto.graph.value_info, *proto.graph.output)}
+    types = {tensor.name: tensor_type(tensor) for tensor in proto.graph.initializer}
+    declared = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+    types.update({value.name: value.type for value in declared})
     parameters = []
     for value in graph_inputs(proto.graph):
         emitter.reserve(value.name)
@@ -125,12 +196,13 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
         if parameter is not None:
             parameters.append(parameter)
             values.known[value.name] = parameter
+            values.note(value.name, value.type.tensor_type.elem_type)
     builder = emitter.builder
     with builder.function("main", parameters):
         with builder.dataflow():
             for node in proto.graph.node:
                 if all(name in values for name in node.input if name):
-                    reason = _convert(node, values, emitter, opsets)
+                    reason = _convert(node, values, emitter, opsets, types)
                     if reason is not None:
                         refused.append(_refusal(node, opsets, reason))
                 elif not _is_known(node):
@@ -149,7 +221,9 @@ def _run(model: OnnxModel) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
     if refused:
         return tuple(refused), None
     names = tuple(output.name for output in proto.graph.output)
-    return (), Graph(builder.get(), dict(emitter.sites), names)
+    ports = [value.name for value in (*graph_inputs(proto.graph), *proto.graph.output)]
+    elements = {n: element_name(values.element(n)) for n in ports if values.element(n)}
+    return (), Graph(builder.get(), dict(emitter.sites), names, elements)
 
 
 def _is_known(node: NodeProto) -> bool:
@@ -166,11 +240,9 @@ def _parameter(name: str, kind: Any, refused: list[UnsupportedNode]) -> Expr | N
         reason = "only tensors of known shape can be inputs"
     else:
         try:
-            dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).name
-        except KeyError:
-            dtype = str(kind.tensor_type.elem_type)
-        if dtype not in SUPPORTED_DTYPES:
-            reason = f"element type {dtype} is not supported"
+            dtype = kept_as(kind.tensor_type.elem_type)
+        except Unsupported as refusal:
+            reason = refusal.reason
     if reason is not None:
         refused.append(UnsupportedNode(name, "Input", "", 0, reason))
         return None
@@ -182,20 +254,27 @@ def _convert(
     values: Values,
     emitter: GraphEmitter,
     opsets: Mapping[str, int],
+    types: Mapping[str, TypeProto],
 ) -> Unsupported | None:
     """Convert one node; returns why not, if not."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     if domain == "" and node.op_type == "Identity":
         values.known[node.output[0]] = values[node.input[0]]
+        values.note(node.output[0], values.element(node.input[0]))
         return None
     if domain == "" and node.op_type == "Constant":
         return Unsupported("the model was not prepared")
     converter = CONVERTERS.get((domain, node.op_type))
     if converter is None:
         return _unknown(node)
-    context = NodeContext(node, values, emitter, opsets)
+    wrong = wrong_operand(node, types, opsets.get(domain, 0))
+    if wrong is not None:
+        return Unsupported(wrong, "Correct the types in the model, or export it again.")
+    operands = Operands(values, emitter, node)
+    context = NodeContext(node, operands, emitter, opsets)
     try:
         produced = converter(context)
+        operands.check()
         unread = context.unread()
         if unread:
             raise Unsupported(f"attribute {', '.join(unread)} is not supported")
@@ -204,7 +283,9 @@ def _convert(
             if name:
                 if i >= len(results) or results[i] is None:
                     raise Unsupported(f"output {i} ('{name}') is not supported")
-                values.known[name] = results[i]
+                element = output_element(node, i, values, types, opsets)
+                values.known[name] = narrowed(node, i, results[i], element, emitter)
+                values.note(name, element)
     except Unsupported as refusal:
         return refusal
     except ModelError as error:
@@ -218,6 +299,11 @@ def _convert(
 
 
 def _unknown(node: NodeProto) -> Unsupported:
+    if node.domain == "com.microsoft.nchwc":
+        return Unsupported(
+            "its layout is private to ONNX Runtime and to the machine it was optimised on",
+            "Optimise the model with ORT_ENABLE_EXTENDED at most, or give the original model.",
+        )
     if node.domain not in ("", "ai.onnx"):
         return Unsupported(
             f"there is no converter for operators of domain '{node.domain}'",
@@ -245,6 +331,9 @@ def _stand_in(node: NodeProto, values: Values, types: Mapping[str, Any]) -> None
         shape = static_shape(kind)
         if not name or name in values or shape is None or kind is None:
             continue
-        dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).name
-        if dtype in SUPPORTED_DTYPES:
-            values.known[name] = relax.Var(name, relax.TensorType(shape, dtype))
+        element = kind.tensor_type.elem_type
+        try:
+            values.known[name] = relax.Var(name, relax.TensorType(shape, kept_as(element)))
+        except Unsupported:
+            continue
+        values.note(name, element)

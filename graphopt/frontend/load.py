@@ -70,6 +70,9 @@ def require_weights(model: OnnxModel) -> None:
 
 def _read(path: Path) -> bytes:
     try:
+        # A pipe or a device has no end.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError("load", f"'{path}' is no regular file.")
         return path.read_bytes()
     except FileNotFoundError:
         raise ModelError(
@@ -90,6 +93,10 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
+        if "depth" in str(error).lower():
+            raise ModelError(
+                "load", f"{name} nests subgraphs deeper than protobuf reads (about 30 levels)."
+            ) from error
         if data[0] == _ONNX_FIRST_BYTE:
             raise ModelError(
                 "load",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ class OnnxModel:
         proto: the model; tensors with external data stay external, so that weights over 2 GB
             are neither copied nor pushed through protobuf.
         base_dir: folder that external data is relative to; None for a model given as bytes.
+        shared: initializers by name that are kept outside of `proto`, so that the parts a model
+            is cut into do not copy them.
     """
 
     proto: ModelProto
     base_dir: Path | None = None
+    shared: Mapping[str, TensorProto] = field(default_factory=dict)
 
     def array(self, tensor: TensorProto) -> Array:
         """Values of one of the model's tensors; external ones are mapped, not read.
@@ -81,6 +84,21 @@ def subgraphs(node: Any) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def captured_names(node: Any) -> set[str]:
+    """Names from outside that the subgraphs of a node read."""
+    return set().union(*[_free_names(graph) for graph in subgraphs(node)])
+
+
+def _free_names(graph: GraphProto) -> set[str]:
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {sparse.values.name for sparse in graph.sparse_initializer}
+    known |= {name for node in graph.node for name in node.output}
+    read = {value.name for value in graph.output}
+    for node in graph.node:
+        read |= set(node.input) | captured_names(node)
+    return read - known - {""}
+
+
 def _node_tensors(nodes: Any) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
@@ -122,6 +140,10 @@ def _packed_nbytes(tensor: TensorProto) -> int:
         TensorProto.INT4: 4,
         TensorProto.UINT4: 4,
         TensorProto.FLOAT4E2M1: 4,
+        TensorProto.FLOAT6E2M3: 6,
+        TensorProto.FLOAT6E3M2: 6,
+        TensorProto.INT2: 2,
+        TensorProto.UINT2: 2,
     }.get(tensor.data_type)
     if bits is None:
         return tensor_nbytes(tensor)

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, version_converter
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from graphopt.errors import ModelError, OptionError
+from graphopt.errors import OptionError
 from graphopt.frontend.fold import Folder, captured, live_nodes, sparse_array
 from graphopt.frontend.functions import inline_functions
 from graphopt.frontend.identity import assign_ids
-from graphopt.frontend.model import Array, OnnxModel, subgraphs, tensor_nbytes
-from graphopt.frontend.shapes import bind_shapes, graph_inputs, unbound_inputs
+from graphopt.frontend.legacy import is_legacy, modernise
+from graphopt.frontend.model import Array, OnnxModel, subgraphs
+from graphopt.frontend.operand_types import check_types
+from graphopt.frontend.shapes import (
+    bind_shapes,
+    graph_inputs,
+    unbound_inputs,
+)
+from graphopt.frontend.structure import check_structure
+from graphopt.frontend.validity import check_declared, check_standard
 
 __all__ = ["prepare", "unbound_inputs"]
-
-logger = logging.getLogger(__name__)
-
-# Below this version binary operators broadcast by attributes; the converters know none of that.
-_OLDEST_OPSET = 7
-_UPGRADE_TO = 13
-
-# The checker serialises what it checks; larger weights are checked by their size only.
-_MAX_CHECKED_BYTES = 4096
-
-# Findings of the checker that other stages handle better: the importer lists all unknown operators
-# at once, and converts GroupNormalization of operator set 18, which ONNX withdrew.
-_TOLERATED = ("No Op registered", "No opset import for domain", "is deprecated in domain_version")
 
 
 def prepare(
@@ -46,14 +39,15 @@ def prepare(
 
     Args:
         shapes: input name → shape; inputs left out keep the model's shape.
-        constants: input name → value, for integer inputs that act as shapes, counts or modes;
+        constants: input name → value, for inputs that act as shapes, counts, scales or modes;
             they are no inputs of the result.
 
     Raises:
         ModelError: the model is invalid, or the shapes do not fit it.
         OptionError: `shapes` or `constants` do not fit the model's inputs.
     """
-    _check(model.proto)
+    check_structure(model)
+    check_standard(model.proto)
     source = OnnxModel(_upgraded(model.proto), model.base_dir)
     proto = _without_weights(source.proto)
     assign_ids(proto)
@@ -64,75 +58,40 @@ def prepare(
     bind_shapes(proto, shapes or {})
     folder = Folder(OnnxModel(proto, model.base_dir), weights)
     folder.run()
+    check_declared(model.proto, folder.nodes, folder.types, bound=bool(shapes))
+    check_types(folder.nodes, folder.types, {o.domain: o.version for o in proto.opset_import})
     return OnnxModel(_rebuilt(proto, folder), model.base_dir)
 
 
-def _check(proto: ModelProto) -> None:
-    skeleton = ModelProto(
-        ir_version=proto.ir_version,
-        opset_import=proto.opset_import,
-        functions=proto.functions,
-    )
-    graph = skeleton.graph
-    graph.name = proto.graph.name or "graph"
-    graph.node.extend(proto.graph.node)
-    graph.input.extend(proto.graph.input)
-    graph.output.extend(proto.graph.output)
-    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    for value in (*graph.input, *graph.output):
-        # The checker requires types and shapes that exporters often leave out.
-        if value.type.WhichOneof("value") is None:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        if value.type.WhichOneof("value") == "tensor_type":
-            value.type.tensor_type.shape.SetInParent()
-    known = {value.name for value in proto.graph.input}
-    for tensor in proto.graph.initializer:
-        inline = tensor.data_location != onnx.TensorProto.EXTERNAL
-        if inline and tensor_nbytes(tensor) <= _MAX_CHECKED_BYTES and not _lacks_data(tensor):
-            graph.initializer.append(tensor)
-        elif tensor.name not in known:
-            kind = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            graph.input.append(ValueInfoProto(name=tensor.name, type=kind))
-    try:
-        onnx.checker.check_model(skeleton)
-    except onnx.checker.ValidationError as error:
-        text = str(error)
-        if any(known in text for known in _TOLERATED):
-            return
-        raise ModelError(
-            "prepare",
-            f"The model is not valid ONNX: {' '.join(text.split())}",
-            hint="Export the model again, or check it with onnx.checker.",
-        ) from error
+def prepare_segment(
+    segment: OnnxModel,
+    shapes: Mapping[str, Sequence[int]],
+    constants: Mapping[str, Array],
+) -> OnnxModel:
+    """As prepare(), for a part of a prepared model: bind what is open, and fold what follows.
 
-
-def _lacks_data(tensor: onnx.TensorProto) -> bool:
-    # A graph whose weights were stripped can still be inspected; import needs the values.
-    return not any(
-        (
-            tensor.HasField("raw_data"),
-            tensor.float_data,
-            tensor.int32_data,
-            tensor.int64_data,
-            tensor.double_data,
-            tensor.uint64_data,
-            tensor.string_data,
-        )
-    )
+    Raises:
+        ModelError: the shapes do not fit the nodes.
+        OptionError: `shapes` or `constants` do not fit the inputs.
+    """
+    proto = _without_weights(segment.proto)
+    weights = {tensor.name: tensor for tensor in segment.proto.graph.initializer}
+    weights.update(segment.shared)
+    weights.update(_bind_constants(proto, constants))
+    bind_shapes(proto, shapes)
+    folder = Folder(OnnxModel(proto, segment.base_dir), weights)
+    folder.run()
+    return OnnxModel(_rebuilt(proto, folder), segment.base_dir)
 
 
 def _upgraded(proto: ModelProto) -> ModelProto:
-    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
-    if version is None or version >= _OLDEST_OPSET:
+    if not is_legacy(proto):
         return proto
     named = ModelProto()
     named.CopyFrom(proto)
     assign_ids(named)
-    try:
-        return version_converter.convert_version(named, _UPGRADE_TO)
-    except Exception as error:  # it raises several unrelated types, RuntimeError among them
-        logger.warning("operator set %d could not be upgraded: %s", version, error)
-        return proto
+    modernise(named)
+    return named
 
 
 def _without_weights(proto: ModelProto) -> ModelProto:
@@ -224,7 +183,11 @@ def _rebuilt(proto: ModelProto, folder: Folder) -> ModelProto:
     result.name, result.doc_string = graph.name, graph.doc_string
     result.node.extend(nodes)
     result.input.extend(graph.input)
-    result.initializer.extend(t for name, t in folder.constants.items() if name in used)
+    for name, tensor in folder.constants.items():
+        if name in used:
+            own = result.initializer.add()
+            own.CopyFrom(tensor)
+            own.name = name
     for value in graph.output:
         kind = folder.types.get(value.name, value.type)
         result.output.append(ValueInfoProto(name=value.name, type=kind))

@@ -11,6 +11,7 @@ Source: Scholz and Eckstein, "Register Allocation for Irregular Architectures", 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,19 @@ def solve(nodes: Sequence[Costs], edges: Mapping[tuple[int, int], Costs]) -> lis
         _add_edge(graph, a, b, np.asarray(matrix, dtype=np.float64))
     alive = set(range(len(costs)))
     order: list[tuple[int, dict[int, Costs]]] = []
+
+    def rank(node: int) -> tuple[int, int, int]:
+        degree = len(graph[node])
+        return min(degree, 3), -degree, node
+
+    # A node is entered again when its degree changes; its older entries are then out of date.
+    queue = [rank(node) for node in alive]
+    heapify(queue)
     while alive:
-        node = min(alive, key=lambda n: (min(len(graph[n]), 3), -len(graph[n]), n))
+        entry = heappop(queue)
+        node = entry[2]
+        if node not in alive or entry != rank(node):
+            continue
         neighbours = dict(graph[node])
         if len(neighbours) == 1:
             ((other, matrix),) = neighbours.items()
@@ -53,10 +65,11 @@ def solve(nodes: Sequence[Costs], edges: Mapping[tuple[int, int], Costs]) -> lis
             decided[chosen] = 0.0
             costs[node], neighbours = decided, {}
         order.append((node, neighbours))
-        for other in graph[node]:
-            graph[other].pop(node)
-        graph[node] = {}
+        around, graph[node] = graph[node], {}
         alive.remove(node)
+        for other in around:
+            graph[other].pop(node)
+            heappush(queue, rank(other))
     choice = [0] * len(costs)
     for node, neighbours in reversed(order):
         total = costs[node].copy()

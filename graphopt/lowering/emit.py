@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graphopt.codegen.kernel import Kernel
+from graphopt.codegen.kernel import Kernel, KernelMaker
 from graphopt.codegen.plan import Call, Plan, TensorSpec
 from graphopt.lowering.choose import alias_table, find_source
 from graphopt.lowering.dataflow import Dataflow
@@ -133,7 +133,7 @@ class _Emitter:
         if index in self.sharing.copies:
             self.join(group, candidate.output, self.sharing.copies[index])
             return
-        if group.workload.output.elements == 0 and group.function is None:
+        if not any(sig.elements for sig in group.workload.outputs) and group.function is None:
             for value in group.outputs:  # nothing to compute, but others may name it
                 self.made[value] = candidate.output
                 self.tensor(value, candidate.output)
@@ -209,9 +209,6 @@ class _Emitter:
         name = self.kernels.name(candidate, workload, nodes)
         serial = not self.share or is_serial(candidate.cost, self.traits)
         arguments = [*inputs, *outputs]
-        for workspace in self.kernels.kernels[name].workspaces:
-            workers = 1 if workspace.shared or serial else self.traits.threads
-            arguments.append(self.storage.add("arena", 0, workspace.nbytes * workers))
         index = len(self.calls)
         for argument in arguments:
             self.storage.touch(argument, index)
@@ -231,13 +228,23 @@ class _Emitter:
         )
         self.uses.append(KernelUse(site, name, candidate.name, nodes))
 
+    def with_workspaces(self, index: int, call: Call, kernel: Kernel) -> Call:
+        """Call number `index`, given the memory that its kernel needs beside the arguments."""
+        found = []
+        for workspace in kernel.workspaces:
+            workers = 1 if workspace.shared or call.serial else self.traits.threads
+            region = self.storage.add("arena", 0, workspace.nbytes * workers)
+            self.storage.touch(region, index)
+            found.append(region)
+        return replace(call, args=(*call.args, *found))
+
 
 def emit(
     dataflow: Dataflow,
     entries: Sequence[Group | Alias],
     chosen: Mapping[int, Candidate],
     traits: TargetTraits,
-    target: Any,
+    jobs: KernelMaker,
     pool: WeightPool,
     copy: Any,
     share: bool,
@@ -246,6 +253,7 @@ def emit(
 
     Args:
         chosen: per group (by index in `entries`) its candidate.
+        jobs: makes the kernels.
         pool: receives the packed constants; shared by the programs of one model.
         copy: makes a candidate that copies a tensor of a given workload, for outputs that are
             inputs, constants or other outputs.
@@ -263,7 +271,7 @@ def emit(
         else:
             copies.append((index, value))
     sharing = share_memory(dataflow, entries, chosen, claims)
-    kernels = KernelSet(target)
+    kernels = KernelSet(jobs)
     emitter = _Emitter(dataflow, aliases, claims, sharing, traits, kernels, pool, copy, share)
     for index, (_, value) in enumerate(dataflow.inputs):
         emitter.made[value] = PLAIN
@@ -277,12 +285,17 @@ def emit(
         emitter.read(owner, dataflow.values[owner], PLAIN)
     for index, value in copies:
         sig = dataflow.values[value]
+        if not sig.elements:
+            continue
         result = emitter.storage.add("output", index, sig.nbytes)
         emitter.copy_tensor(emitter.read(value, sig, PLAIN), result, sig, ())
     return _finish(emitter)
 
 
 def _finish(emitter: _Emitter) -> Emitted:
+    kernels = emitter.kernels.finished()
+    for index, call in enumerate(emitter.calls):
+        emitter.calls[index] = emitter.with_workspaces(index, call, kernels[call.kernel])
     buffers, arena_bytes = emitter.storage.buffers()
     dataflow = emitter.dataflow
     plan = Plan(
@@ -294,7 +307,7 @@ def _finish(emitter: _Emitter) -> Emitted:
         emitter.pool.nbytes,
         emitter.traits.threads,
     )
-    return Emitted(plan, emitter.kernels.kernels, tuple(emitter.uses), emitter.layout_changes)
+    return Emitted(plan, kernels, tuple(emitter.uses), emitter.layout_changes)
 
 
 def _physical(sig: TensorSig, layout: Layout) -> TensorSig:

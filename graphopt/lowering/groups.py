@@ -8,11 +8,15 @@ from typing import Any
 from graphopt.lowering.dataflow import Anchor, Dataflow, Legalised, Operation, Pointwise, View
 from graphopt.lowering.orient import orient
 from schedules.interface import Attr, Epilogue, Op, Step, TensorSig, Workload
+from schedules.registry import UNFUSED
+from schedules.scalar_repetition import repetitions
 
 MAX_STEPS = 24
 """A longer chain of scalar operations gains nothing and costs compile time."""
 MAX_OPERANDS = 8
 """More streams than this defeat the hardware's prefetchers."""
+MAX_REPETITION = 2500
+"""Repeating a value more often costs compile time beyond all proportion. Softplus comes to 2250."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,19 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
             found.append((index, Alias(operation.inputs[0], operation.outputs[0])))
             continue
         members = [index]
-        if not isinstance(operation.action, Legalised):
+        if _takes_epilogue(operation):
             members = _absorb(dataflow, users, kept, taken, index)
         taken.update(members)
         found.append((members[-1], _make_group(dataflow, members)))
     # A group may read what is computed between its first and its last member, never later.
     return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
+
+
+def _takes_epilogue(operation: Operation) -> bool:
+    action = operation.action
+    if isinstance(action, Legalised) or len(operation.outputs) > 1:
+        return False
+    return not (isinstance(action, Anchor) and action.kind in UNFUSED)
 
 
 def _absorb(
@@ -66,11 +77,22 @@ def _absorb(
     while True:
         value = dataflow.operations[members[-1]].outputs[0]
         region = _pointwise_region(dataflow, users, kept, value)
-        if not region or taken.intersection(region) or len(members) + len(region) > MAX_STEPS:
+        if not region or taken.intersection(region):
+            return members
+        if sum(_weight(dataflow.operations[m]) for m in members + region) > MAX_STEPS:
             return members
         if _operands(dataflow, members + region) > MAX_OPERANDS:
             return members
+        if _repetition(dataflow, members + region) > MAX_REPETITION:
+            return members
         members += region
+
+
+def _weight(operation: Operation) -> int:
+    """How many steps an operation counts for: a rounding is several, and best ends a kernel, for
+    what it leaves is a quarter of the bytes."""
+    action = operation.action
+    return 6 if isinstance(action, Pointwise) and action.op in ("quantize", "requantize") else 1
 
 
 def _pointwise_region(
@@ -110,6 +132,22 @@ def _operands(dataflow: Dataflow, members: list[int]) -> int:
     return len(read - made)
 
 
+def _repetition(dataflow: Dataflow, members: list[int]) -> int:
+    """How often the group's expression repeats a value, were its variables written out."""
+    found: dict[int, int] = {}
+    for operation in (dataflow.operations[m] for m in members):
+        action = operation.action
+        if isinstance(action, Pointwise) and operation.inputs:
+            step = Step(action.op, tuple(range(len(operation.inputs))), action.attrs)
+            dtypes = tuple(dataflow.values[v].dtype for v in operation.inputs)
+            counts = zip(operation.inputs, repetitions(step, dtypes), strict=True)
+            # Being looked at once more for itself makes the chain, not one step, what costs.
+            found[operation.outputs[0]] = max(
+                found.get(v, 1) * (count + 1 if count > 1 else 1) for v, count in counts
+            )
+    return max(found.values(), default=1)
+
+
 def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
     operations = [dataflow.operations[m] for m in members]
     first, action = operations[0], operations[0].action
@@ -129,9 +167,10 @@ def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
         output,
         attrs,
         tuple(v in dataflow.constants for v in first.inputs),
+        tuple(dataflow.values[v] for v in first.outputs[1:]),
     )
     epilogue, operands = _epilogue(dataflow, operations[1:], first.outputs[0], output)
-    outputs = first.outputs if function is not None else operations[-1].outputs
+    outputs = operations[-1].outputs
     return Group(orient(Workload(op, epilogue)), first.inputs + operands, outputs, nodes, function)
 
 

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import s_tir
 
-from graphopt.codegen.kernel import Kernel, lower, to_kernel
+from graphopt.codegen.kernel import Kernel, KernelMaker
 from graphopt.errors import CompileError, last_line
 from schedules.interface import Candidate, Workload
 
 
 class KernelSet:
-    """Kernels by name, made when they are first needed; `target` is the tvm Target they run on."""
+    """Kernels by name: scheduled when they are first needed, lowered meanwhile by `jobs`."""
 
-    def __init__(self, target: Any) -> None:
-        self.kernels: dict[str, Kernel] = {}
-        self._target = target
+    def __init__(self, jobs: KernelMaker) -> None:
+        self._jobs = jobs
         self._names: dict[Any, str] = {}
+        self._origins: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def name(self, candidate: Candidate, workload: Workload, nodes: tuple[str, ...]) -> str:
         """The name of the candidate's kernel; CompileError naming `nodes` if it cannot be made."""
         key = (candidate.name, workload, candidate.layouts, candidate.output)
         if key not in self._names:
             name = f"{workload.op.kind}_{len(self._names)}"
-            try:
-                schedule = s_tir.Schedule(tvm.IRModule({"main": candidate.compute()}))
-                candidate.schedule(schedule)
-                self.kernels[name] = to_kernel(lower(schedule.mod["main"], self._target))
-            except Exception as error:
-                raise CompileError(
-                    "lowering",
-                    f"the kernel {candidate.name} cannot be made: {last_line(error)}",
-                    node=", ".join(nodes) or None,
-                    hint="This is a defect of graphopt; please report it with the model.",
-                ) from error
+            self._origins[name] = candidate.name, nodes
+            self._jobs.add(name, self._explained(name, lambda: _scheduled(candidate)))
             self._names[key] = name
         return self._names[key]
+
+    def finished(self) -> dict[str, Kernel]:
+        """All kernels, lowered; CompileError naming the nodes of one that failed."""
+        return {
+            name: self._explained(name, lambda name=name: self._jobs.kernel(name))  # type: ignore[misc]
+            for name in self._origins
+        }
+
+    def _explained(self, name: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except Exception as error:
+            candidate, nodes = self._origins[name]
+            raise CompileError(
+                "lowering",
+                f"the kernel {candidate} cannot be made: {last_line(error)}",
+                node=", ".join(nodes) or None,
+                hint="This is a defect of graphopt; please report it with the model.",
+            ) from error
+
+
+def _scheduled(candidate: Candidate) -> Any:
+    schedule = s_tir.Schedule(tvm.IRModule({"main": candidate.compute()}))
+    candidate.schedule(schedule)
+    return schedule.mod["main"]

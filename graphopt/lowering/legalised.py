@@ -10,7 +10,8 @@ from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
 
 def legalised_candidate(workload: Workload, function: Any, traits: TargetTraits) -> Candidate:
     """The one candidate of a legalised operator: row-major in and out."""
-    moved = sum(sig.nbytes for sig in workload.inputs) + workload.output.nbytes
+    moved = sum(sig.nbytes for sig in workload.inputs)
+    moved += sum(sig.nbytes for sig in workload.outputs)
     return Candidate(
         name=f"legalised.{workload.op.attr('name')}",
         layouts=(PLAIN,) * len(workload.inputs),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from graphopt.codegen.kernel import KernelMaker
+from graphopt.codegen.plan import Plan, TensorSpec
 from graphopt.errors import CompileError
 from graphopt.ir import Graph
 from graphopt.lowering.choose import choose_candidates
@@ -41,9 +43,13 @@ class Lowered:
 
 
 def lower_graph(
-    graph: Graph, traits: TargetTraits, target: Any, pool: WeightPool, options: LoweringOptions
+    graph: Graph,
+    traits: TargetTraits,
+    jobs: KernelMaker,
+    pool: WeightPool,
+    options: LoweringOptions,
 ) -> Lowered:
-    """Lower a graph to a plan and kernels for a CPU; `target` is the tvm Target of `traits`.
+    """Lower a graph to a plan and kernels for a CPU, which `jobs` makes for the target of `traits`.
 
     Packed constants go to `pool`. Raises CompileError naming the ONNX node where one fails.
     """
@@ -66,9 +72,19 @@ def lower_graph(
         return _offers(workload, traits, options)[0]
 
     share = alone > SMALL_PROGRAM_SECONDS
-    emitted = emit(dataflow, entries, chosen, traits, target, pool, copy, share)
+    emitted = emit(dataflow, entries, chosen, traits, jobs, pool, copy, share)
+    emitted = replace(emitted, plan=_as_users_see_it(emitted.plan, graph.elements))
     constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
     return Lowered(emitted, len(dataflow.operations), len(chosen), constant_bytes)
+
+
+def _as_users_see_it(plan: Plan, elements: Mapping[str, str]) -> Plan:
+    """The plan with the element types of those inputs and outputs that kernels see as codes."""
+
+    def named(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(s, dtype=elements.get(s.name, s.dtype)) for s in specs)
+
+    return replace(plan, inputs=named(plan.inputs), outputs=named(plan.outputs))
 
 
 def _candidates(

@@ -12,7 +12,7 @@ from tvm import relax
 from graphopt.errors import CompileError
 from graphopt.ir import Graph
 from graphopt.lowering.dataflow import Action, Anchor, Array, Dataflow, Legalised, Operation
-from graphopt.lowering.translate import translate
+from graphopt.lowering.translate import is_own, translate
 from schedules.interface import TensorSig
 
 MAX_ELEMENTS = 2**31 - 1
@@ -74,8 +74,9 @@ class _Reader:
         outputs = tuple(self._value(_signature(field, var.name)) for field in fields)
         self.known[var] = outputs
         action: Action | None = None
-        if inputs and len(outputs) == 1:
-            action = translate(call, self.values[inputs[0]], self.values[outputs[0]])
+        if is_own(call) or (inputs and len(outputs) == 1):
+            first = self.values[inputs[0]] if inputs else self.values[outputs[0]]
+            action = translate(call, first, self.values[outputs[0]])
         if action is None:
             action = self._legalised(call, self._node(var))
         self.operations.append(Operation(action, inputs, outputs, nodes))

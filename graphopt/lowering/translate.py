@@ -23,9 +23,14 @@ def translate(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     if name in _TRANSLATORS:
         return _TRANSLATORS[name](call, source, result)
     # Our own Relax ops carry the attributes of the kernel kind of their name.
-    if name.startswith(_OWN):
+    if is_own(call):
         return Anchor(name.removeprefix(_OWN), tuple(sorted(attributes(call).items())))
     return None
+
+
+def is_own(call: Any) -> bool:
+    """Whether a call is of an operator of ours, which may have several outputs."""
+    return bool(call.op.name.startswith(_OWN))
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -40,6 +45,8 @@ def _number(expr: Any) -> float | int:
 def _conv2d(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     attrs = call.attrs
     if attrs.data_layout != "NCHW" or attrs.kernel_layout not in ("OIHW", "IOHW"):
+        return None
+    if source.dtype != "float32":
         return None
     found: list[tuple[str, Attr]] = [
         ("strides", _ints(attrs.strides)),
@@ -137,7 +144,7 @@ def _slice(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
 
 def _pad(call: Any, source: TensorSig, result: TensorSig) -> Action:
     width = _ints(call.attrs.pad_width)
-    mode = str(call.attrs.pad_mode)
+    mode = _PAD_MODES[str(call.attrs.pad_mode)]
     value = float(call.attrs.pad_value)
     return Anchor("pad", (("before", width[::2]), ("mode", mode), ("value", value)))
 
@@ -180,20 +187,27 @@ def _matmul(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     return Anchor("matmul", (("transpose_b", False),))
 
 
+def _scalar(call: Any, source: TensorSig, result: TensorSig) -> Action:
+    return Pointwise(call.op.name.removeprefix(_OWN), tuple(sorted(attributes(call).items())))
+
+
 _OWN = "graphopt."
+
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 _VIEWS = frozenset({"relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten"})
 
 _SAME_NAME = """
     abs negative exp log sqrt rsqrt sigmoid tanh erf floor ceil round sign sin cos tan asin acos
     atan sinh cosh asinh acosh atanh logical_not bitwise_not isnan isinf add subtract multiply
-    divide maximum minimum power mod floor_mod floor_divide equal not_equal less less_equal greater
+    divide maximum minimum power floor_mod floor_divide equal not_equal less less_equal greater
     greater_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor left_shift
     right_shift where
 """
 
 _POINTWISE: Mapping[str, str] = {
     **{f"relax.{name}": name for name in _SAME_NAME.split()},
+    "relax.mod": "fmod",
     "relax.nn.relu": "relu",
     "relax.nn.silu": "silu",
     "relax.nn.gelu": "gelu",
@@ -225,4 +239,7 @@ _TRANSLATORS: Mapping[str, Translator] = {
     "relax.nn.leakyrelu": _leaky,
     "relax.nn.softplus": _softplus,
     "graphopt.hard_sigmoid": _hard_sigmoid,
+    "graphopt.matmul_integer": lambda *_: Anchor("matmul", (("transpose_b", False),)),
+    **{f"graphopt.{name}": _scalar for name in ("quantize", "dequantize", "requantize")},
+    **{f"graphopt.{name}": _scalar for name in ("decode_float", "encode_float", "bitcast")},
 }

@@ -1,4 +1,4 @@
-"""ONNX Resize of images."""
+"""ONNX Resize: of images, and along one axis by tables."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt.ops.base import Expr, attributes, call_op, ranked_shape, register
+from graphopt.ops.base import Expr, attributes, call_op, check_shapes, ranked_shape, register
 
 RESIZE_METHODS = ("nearest", "linear", "cubic")
-RESIZE_COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+RESIZE_COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "tf_half_pixel_for_nn",
+    "asymmetric",
+    "align_corners",
+)
 RESIZE_ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -47,6 +54,21 @@ def resize2d(
     return call_op(RESIZE2D, (x,), attrs)
 
 
+def resample(x: Expr, positions: Expr, weights: Expr) -> Expr:
+    """Weighted sums along axis 1: out[a,i,b] = Σ_t weights[t,i] · x[a, positions[t,i], b].
+
+    Shapes: x (A,S,B) of floats, positions (T,O) int32 in [0, S), weights (T,O) float32 → (A,O,B).
+    """
+    return call_op(RESAMPLE, (x, positions, weights), {})
+
+
+def _infer_resample(call: Expr, _: Any) -> Any:
+    outer, _size, inner = ranked_shape(call.args[0], "x", 3)
+    taps, length = ranked_shape(call.args[1], "positions", 2)
+    check_shapes(call, {2: [taps, length]}, "graphopt.resample")
+    return relax.TensorType([outer, length, inner], call.args[0].ty.dtype)
+
+
 def _infer_resize2d(call: Expr, _: Any) -> Any:
     batch, channels, _, _ = ranked_shape(call.args[0], "x", 4)
     height, width = attributes(call)["size"]
@@ -54,3 +76,4 @@ def _infer_resize2d(call: Expr, _: Any) -> Any:
 
 
 RESIZE2D = register("graphopt.resize2d", 1, _infer_resize2d)
+RESAMPLE = register("graphopt.resample", 3, _infer_resample)

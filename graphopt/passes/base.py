@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +101,14 @@ def run_pipeline(
     Raises:
         CompileError: a pass failed or left a broken graph; its stage is the pass's name.
     """
-    _verified(graph, "passes")
+    with _Verifier() as verifier:
+        return _run(graph, passes, dump_dir, verifier)
+
+
+def _run(
+    graph: Graph, passes: Sequence[Pass], dump_dir: Path | None, verifier: _Verifier
+) -> tuple[Graph, tuple[PassReport, ...]]:
+    verifier.check(graph, "passes")
     if dump_dir is not None:
         dump_dir.mkdir(parents=True, exist_ok=True)
         _dump(graph, dump_dir / "00_input.py")
@@ -110,13 +118,14 @@ def run_pipeline(
         started = time.perf_counter()
         try:
             outcome = step.run(graph)
-        except GraphoptError:
-            raise
         except Exception as error:
+            verifier.wait()  # the cause may be what an earlier pass left behind
+            if isinstance(error, GraphoptError):
+                raise
             raise CompileError(step.name, f"The pass failed: {last_line(error)}") from error
         if outcome.rewrites:
             graph = outcome.graph
-            _verified(graph, step.name)
+            verifier.check(graph, step.name)
         report = PassReport(
             name=step.name,
             rewrites=outcome.rewrites,
@@ -129,14 +138,35 @@ def run_pipeline(
         reports.append(report)
         if dump_dir is not None and outcome.rewrites:
             _dump(graph, dump_dir / f"{index:02d}_{step.name}.py")
+    verifier.wait()
     return graph, tuple(reports)
 
 
-def _verified(graph: Graph, stage: str) -> None:
-    try:
-        verify_graph(graph)
-    except Exception as error:
-        raise CompileError(stage, f"The graph is not well-formed: {last_line(error)}") from error
+class _Verifier:
+    """Verifies graphs in a thread: the next pass need not wait, as no pass changes its input."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "graphopt-verify")
+        self._checks: list[tuple[str, Future[None]]] = []
+
+    def __enter__(self) -> _Verifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def check(self, graph: Graph, stage: str) -> None:
+        """Begin to verify what `stage` made."""
+        self._checks.append((stage, self._thread.submit(verify_graph, graph)))
+
+    def wait(self) -> None:
+        """Wait for all checks; CompileError naming the first stage whose graph is broken."""
+        for stage, check in self._checks:
+            try:
+                check.result()
+            except Exception as error:
+                reason = f"The graph is not well-formed: {last_line(error)}"
+                raise CompileError(stage, reason) from error
 
 
 def _dump(graph: Graph, path: Path) -> None:

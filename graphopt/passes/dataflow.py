@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -165,7 +166,7 @@ class Dataflow:
         module = self._graph.module.clone()
         module["main"] = main
         sites = {n: self.sites[n] for n in names if not isinstance(self.values[n], relax.Tuple)}
-        return Graph(module, sites, self._graph.outputs)
+        return replace(self._graph, module=module, sites=sites)
 
     def _insert(self, var: Var, value: Expr) -> None:
         self.vars[var.name] = var

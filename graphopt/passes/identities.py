@@ -76,6 +76,15 @@ def _known_item(view: View, _var: Expr, value: Expr) -> Expr | None:
     return None
 
 
+def _known_choice(view: View, _var: Expr, value: Expr) -> Expr | None:
+    """The one operand that `where` takes for all elements."""
+    condition = view.constant(value.args[0])
+    if condition is None or not condition.size or condition.any() != condition.all():
+        return None
+    x = value.args[1 if condition.all() else 2]
+    return x if shape_of(x) == shape_of(value) else None
+
+
 def _through(_view: View, x: Expr) -> Expr:
     return x
 
@@ -87,6 +96,7 @@ _RULES: tuple[Rule[Any], ...] = (
     Rule("whole slice", ("strided_slice",), _full_slice, _through),
     Rule("neutral constant", tuple(NEUTRAL), _neutral_constant, _through),
     Rule("concatenation of one", ("concat",), _single_concat, _through),
+    Rule("known choice", ("where",), _known_choice, _through),
     Rule("item of a known tuple", ("item",), _known_item, _through),
 )
 

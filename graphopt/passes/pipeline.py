@@ -9,6 +9,7 @@ from graphopt.passes.attention_heads import AbsorbHeadTransposes
 from graphopt.passes.base import Pass
 from graphopt.passes.cleanup import FoldConstants, MergeCommonSubexpressions, RemoveDeadCode
 from graphopt.passes.fold_affine import FoldAffine
+from graphopt.passes.fold_dequantized import FoldDequantized
 from graphopt.passes.fold_padding import FoldPadding
 from graphopt.passes.identities import RemoveIdentities
 from graphopt.passes.normalizations import RecoverNormalizations
@@ -60,6 +61,9 @@ PIPELINE: tuple[Pass, ...] = (
     CanonicalizeViews(),
     # When no transpose can move or cancel any more: what is left in front of attention stays.
     AbsorbHeadTransposes(),
+    # After everything that could use weights as integers; before the last folding, which carries
+    # the floats through transposes and views in front of a product.
+    FoldDequantized(),
     # What the passes above have left: constants in new places, equal bindings, no-ops.
     FoldConstants(),
     RemoveIdentities(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,27 @@ class InputBinder:
             result.append(place)
         return result
 
+    def fit(self, arrays: Sequence[Any]) -> bool:
+        """Whether these, in the order of the inputs, have the right types and shapes."""
+        for port, array in zip(self._ports, arrays, strict=True):
+            if (
+                type(array) is not np.ndarray
+                or array.dtype != port.dtype
+                or array.shape != port.shape
+            ):
+                return False
+        return True
+
+    def places(self, arrays: Sequence[NDArray[Any]], workspace: Workspace) -> list[int]:
+        """As `addresses`, of arrays in the order of the inputs, where outputs are new."""
+        result: list[int] = []
+        for array in arrays:
+            place = contiguous_address(array)
+            if place & (ALIGNMENT - 1):
+                place = self._place(len(result), array, place, workspace, {})
+            result.append(place)
+        return result
+
     def _place(
         self,
         index: int,
@@ -164,6 +185,10 @@ class OutputBinder:
         if problems:
             raise _input_error(problems)
         return dict(out)
+
+    def fresh(self) -> tuple[list[NDArray[Any]], list[int]]:
+        """New arrays for all outputs, in order, with addresses."""
+        return self._recycler.take_all()
 
     def arrays(self, out: Arrays) -> tuple[Arrays, list[int]]:
         """What the kernels write into, with addresses: the caller's arrays where they can be."""

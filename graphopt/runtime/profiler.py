@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +77,82 @@ class Stopwatch:
     def calls(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Nanoseconds of each call."""
         return np.diff(self._stamps[:, 0] * 1_000_000_000 + self._stamps[:, 1])
+
+
+class Meter:
+    """The times of one run of a host program: per call of each segment's plan, summed up.
+
+    The sites of a segment's calls are marked by where it stands among the segments.
+    """
+
+    def __init__(self) -> None:
+        self._path: list[str] = []
+        self._rows: dict[tuple[str, int], _Metered] = {}
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """What is added in here belongs to segment `name`."""
+        self._path.append(name)
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    def add(self, plan: Plan, nanoseconds: np.ndarray[Any, Any]) -> None:
+        """Note one run of `plan`."""
+        key = ("/".join(self._path), id(plan))
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = _Metered(plan, np.zeros(len(plan.calls)), 0)
+        row.nanoseconds += nanoseconds
+        row.runs += 1
+
+    def rows(self) -> dict[tuple[str, int], _Metered]:
+        """Path and identity of a plan → its plan, summed times and number of runs."""
+        return self._rows
+
+
+@dataclass
+class _Metered:
+    plan: Plan
+    nanoseconds: np.ndarray[Any, Any]
+    runs: int
+
+
+def summarise_meters(meters: Sequence[tuple[int, Meter]]) -> Profile:
+    """The profile of a host program: whole times in nanoseconds, and meters, of several runs.
+
+    As in summarise(), only the faster half counts. A call's time, operations and bytes are those
+    of all its runs together; runs that took other branches count with zero.
+    """
+    kept = sorted(meters, key=lambda item: item[0])[: (len(meters) + 1) // 2]
+    total = sum(nanoseconds for nanoseconds, _ in kept) / len(kept) / 1e9
+    found: dict[tuple[str, int], list[_Metered]] = {}
+    for _, meter in kept:
+        for key, row in meter.rows().items():
+            found.setdefault(key, []).append(row)
+    rows = []
+    for position, ((path, _), metered) in enumerate(found.items()):
+        plan = metered[0].plan
+        # One segment may have several plans, for different shapes, with sites of the same names.
+        twins = sum(other == path for other, _ in list(found)[:position])
+        prefix = f"{path}@{twins}" if twins else path
+        seconds = np.sum([row.nanoseconds for row in metered], axis=0) / len(kept) / 1e9
+        runs = sum(row.runs for row in metered) / len(kept)
+        rows += [
+            ProfileRow(
+                site=f"{prefix}/{call.site}",
+                kernel=call.kernel,
+                nodes=call.nodes,
+                seconds=float(spent),
+                share=float(spent) / total,
+                flops=call.flops * runs,
+                bytes=call.bytes * runs,
+            )
+            for call, spent in zip(plan.calls, seconds, strict=True)
+        ]
+    outside = total - sum(row.seconds for row in rows)
+    return Profile(tuple(rows), outside, total, len(meters))
 
 
 def summarise(plan: Plan, watches: Sequence[Stopwatch]) -> Profile:

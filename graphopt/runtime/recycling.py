@@ -52,6 +52,11 @@ class Recycler:
 
     def take(self) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Arrays that nobody else refers to, by name, and their addresses."""
+        arrays, addresses = self.take_all()
+        return dict(zip(self._names, arrays, strict=True)), addresses
+
+    def take_all(self) -> tuple[list[NDArray[Any]], list[int]]:
+        """Arrays that nobody else refers to, in order, and their addresses."""
         try:
             outputs = self._queue.popleft()
         except IndexError:
@@ -60,7 +65,7 @@ class Recycler:
             if list(map(_getrefcount, outputs.owners)) != self._free:
                 self._queue.append(outputs)
                 outputs = self._new()
-        arrays = dict(zip(self._names, outputs.arrays, strict=True))
+        arrays = list(outputs.arrays)
         self._queue.append(outputs)  # not before somebody refers to the arrays
         return arrays, outputs.addresses
 

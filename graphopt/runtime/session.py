@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +17,7 @@ from graphopt.errors import GraphoptError, OptionError
 from graphopt.runtime.binding import Arrays, InputBinder, OutputBinder
 from graphopt.runtime.crew import Crew, Program, Turn
 from graphopt.runtime.memory import ALIGNMENT, address
-from graphopt.runtime.profiler import Profile, Stopwatch, summarise
+from graphopt.runtime.profiler import Meter, Profile, Stopwatch, summarise
 from graphopt.runtime.workers import Workers, call_if_alive
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,20 @@ class Session:
             crew.leave(turn)
         return _deliver(results, mine) if mine else results
 
+    def call(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]] | None:
+        """As `run`, in the order of inputs and outputs; None where the arrays do not fit."""
+        if not self._inputs.fit(arrays):
+            return None
+        results, written = self._outputs.fresh()
+        crew = self._crew
+        turn = Turn(crew.claim)
+        try:
+            job = crew.enter(turn)
+            job.run(self._inputs.places(arrays, job.workspace) + written)
+        finally:
+            crew.leave(turn)
+        return results
+
     def profile(
         self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any], repeats: int = 20
     ) -> Profile:
@@ -132,23 +146,29 @@ class Session:
         if repeats < 1:
             raise OptionError("profile", f"repeats is {repeats}; at least 1 is needed.")
         arrays = self._inputs.check(inputs)
-        watches = []
-        for index in range(repeats + 1):
-            watch = Stopwatch(len(self.plan.calls))
-            _results, written = self._outputs.arrays({})  # _results keeps the memory alive
-            crew = self._crew
-            turn = Turn(crew.claim)
-            try:
-                watch.start()
-                job = crew.enter(turn)
-                read = self._inputs.addresses(arrays, job.workspace, {})
-                job.run(read + written, watch)
-            finally:
-                crew.leave(turn)
-                watch.stop()
-            if index:
-                watches.append(watch)
-        return summarise(self.plan, watches)
+        watches = [self._timed(arrays)[1] for _ in range(repeats + 1)]
+        return summarise(self.plan, watches[1:])
+
+    def metered(self, inputs: Mapping[str, NDArray[Any]], meter: Meter) -> Arrays:
+        """As `run`, with the times of the kernel calls noted in `meter`."""
+        results, watch = self._timed(self._inputs.check(inputs))
+        meter.add(self.plan, watch.calls)
+        return results
+
+    def _timed(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[Arrays, Stopwatch]:
+        watch = Stopwatch(len(self.plan.calls))
+        results, written = self._outputs.arrays({})
+        crew = self._crew
+        turn = Turn(crew.claim)
+        try:
+            watch.start()
+            job = crew.enter(turn)
+            read = self._inputs.addresses(arrays, job.workspace, {})
+            job.run(read + written, watch)
+        finally:
+            crew.leave(turn)
+            watch.stop()
+        return results, watch
 
     def close(self) -> None:
         """Stop the workers, after runs that are under way; later runs raise GraphoptError.

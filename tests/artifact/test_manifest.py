@@ -63,7 +63,7 @@ def test_bound_inputs_stand_in_the_models_order(parts: Parts) -> None:
 
 def bind(document: dict[str, Any], **changes: Any) -> None:
     """Add an input `n`, int8 [2], bound to (1, 2), with `changes`."""
-    document["inputs"].append({"name": "n", "dtype": "int8", "shape": [2]})
+    document["inputs"].append({"name": "n", "dtype": "int8", "shape": [2], "kind": "tensor"})
     bound = {"name": "n", "dtype": "int8", "shape": [2], "values": [1, 2], **changes}
     document["entries"][0]["bound"] = [bound]
 
@@ -86,8 +86,8 @@ def plan(document: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer schema": (
-        lambda d: d.update(schema=2),
-        "schema version 2; this .* reads version 1",
+        lambda d: d.update(schema=3),
+        "schema version 3; this .* reads version 2",
     ),
     "newer ABI": (lambda d: d.update(abi=7), "abi version 7"),
     "newer schema with unknown fields": (lambda d: d.update(schema=9, more=1), "schema version 9"),
@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "feature no string": (lambda d: d["entries"][0].update(features=[1]), r"features\[0\]"),
     "no bound": (lambda d: d["entries"][0].pop("bound"), "missing bound"),
     "bound name": (lambda d: bind(d, name="m"), "names"),
-    "bound type": (lambda d: bind(d, dtype="float32"), "no integer and no bool"),
+    "bound type": (lambda d: bind(d, dtype="bfloat16"), "cannot be compiled in"),
     "bound other type": (lambda d: bind(d, dtype="uint8"), "n is uint8"),
     "bound shape": (lambda d: bind(d, shape=[3]), "2 values for a tensor"),
     "bound range": (lambda d: bind(d, values=[1, 128]), r"values\[1\]: 128 is outside"),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tvm import te
 
-from graphopt.codegen.executable import build
+from graphopt.codegen.executable import control_object, kernel_object
 from graphopt.codegen.kernel import lower, to_kernel
 from graphopt.codegen.linker import Linker, find_linker, shared_library
 from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
+from graphopt.codegen.team import kernel_symbol
 from graphopt.errors import CompileError
 from graphopt.runtime.host import host_arch
 from graphopt.runtime.library import open_module
@@ -27,8 +28,8 @@ def fake(folder: Path, name: str, script: str = "exit 0") -> str:
     return str(path)
 
 
-def doubling(size: int = 64) -> Any:
-    """A module that doubles `size` floats."""
+def doubling(size: int = 64) -> tuple[bytes, ...]:
+    """The object files of a program that doubles `size` floats."""
     target = TargetSpec.parse("cpu")
     x = te.placeholder((size,), name="x")
     y = te.compute((size,), lambda i: x[i] + x[i], name="y")
@@ -43,7 +44,9 @@ def doubling(size: int = 64) -> Any:
         weight_bytes=0,
         threads=2,
     )
-    return build(plan, {"k": kernel}, target.tvm_target(2), target.arch)
+    machine = target.tvm_target(2)
+    control = control_object(plan, machine, target.arch)
+    return control, kernel_object({"k": kernel}, machine, target.arch)
 
 
 def test_cxx_wins_and_may_have_arguments(tmp_path: Path) -> None:
@@ -85,13 +88,19 @@ def test_other_architectures_need_their_cross_compiler(tmp_path: Path) -> None:
 
 def test_equal_programs_link_to_equal_bytes_that_load() -> None:
     linker = find_linker(host_arch())
-    module = doubling()
-    first = shared_library(module, linker)
-    module["run"]  # compiling in memory must not change what is saved
-    assert shared_library(module, linker) == first
+    first = shared_library(doubling(), linker)
     assert shared_library(doubling(), linker) == first
     assert shared_library(doubling(128), linker) != first
     assert open_module(first)["run"] is not None
+
+
+def test_only_the_entry_points_are_visible_to_other_libraries(tmp_path: Path) -> None:
+    library = tmp_path / "program.so"
+    library.write_bytes(shared_library(doubling(), find_linker(host_arch())))
+    opened = ctypes.CDLL(str(library))
+    assert hasattr(opened, "__tvm_ffi_run")
+    assert hasattr(opened, "__tvm_ffi_serve")
+    assert not hasattr(opened, kernel_symbol("k"))
 
 
 def test_a_failing_linker_is_quoted(tmp_path: Path) -> None:
@@ -102,4 +111,4 @@ def test_a_failing_linker_is_quoted(tmp_path: Path) -> None:
 
 def test_a_linker_that_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="cannot start"):
-        Linker(host_arch(), (str(tmp_path / "gone"),)).link((), tmp_path / "out.so")
+        Linker(host_arch(), (str(tmp_path / "gone"),)).link((), tmp_path / "v", tmp_path / "out.so")

@@ -53,12 +53,10 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def numpy_lstm(x, w, r, b, h, c, hidden: int, reverse: bool) -> np.ndarray:
-    steps = range(len(x))[:: -1 if reverse else 1]
+def numpy_lstm(x, w, r, b, h, c, attrs: dict[str, Any]) -> np.ndarray:
     out = np.zeros((len(x) + 2, *h.shape), x.dtype)
-    for t in steps:
-        gates = x[t] @ w.T + h @ r.T + b[: 4 * hidden] + b[4 * hidden :]
-        i, o, f, g = np.split(gates, 4, axis=1)
+    for t in _steps(x, attrs):
+        i, o, f, g = np.split(x[t] @ w.T + h @ r.T + sum(np.split(b, 2)), 4, axis=1)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         out[t] = h
@@ -66,16 +64,15 @@ def numpy_lstm(x, w, r, b, h, c, hidden: int, reverse: bool) -> np.ndarray:
     return out
 
 
-def numpy_gru(x, w, r, b, h, hidden: int, reverse: bool, linear_before_reset: bool) -> np.ndarray:
-    steps = range(len(x))[:: -1 if reverse else 1]
+def numpy_gru(x, w, r, b, h, attrs: dict[str, Any]) -> np.ndarray:
     out = np.zeros((len(x) + 1, *h.shape), x.dtype)
     wz, wr, wh = np.split(w, 3)
     rz, rr, rh = np.split(r, 3)
     bz, br, bh, cz, cr, ch = np.split(b, 6)
-    for t in steps:
+    for t in _steps(x, attrs):
         z = sigmoid(x[t] @ wz.T + h @ rz.T + bz + cz)
         reset = sigmoid(x[t] @ wr.T + h @ rr.T + br + cr)
-        if linear_before_reset:
+        if attrs["linear_before_reset"]:
             n = np.tanh(x[t] @ wh.T + reset * (h @ rh.T + ch) + bh)
         else:
             n = np.tanh(x[t] @ wh.T + (reset * h) @ rh.T + bh + ch)
@@ -83,6 +80,24 @@ def numpy_gru(x, w, r, b, h, hidden: int, reverse: bool, linear_before_reset: bo
         out[t] = h
     out[-1] = h
     return out
+
+
+def numpy_rnn(x, w, r, b, h, attrs: dict[str, Any]) -> np.ndarray:
+    out = np.zeros((len(x) + 1, *h.shape), x.dtype)
+    for t in _steps(x, attrs):
+        h = np.tanh(x[t] @ w.T + h @ r.T + sum(np.split(b, 2)))
+        out[t] = h
+    out[-1] = h
+    return out
+
+
+def _steps(x: np.ndarray, attrs: dict[str, Any]) -> range:
+    """Steps in the layer's order; these references are of plain layers (test_recurrent.py has the
+    others)."""
+    assert not attrs["clip"]
+    assert not attrs["lengths"]
+    assert {name for name, *_ in attrs["activations"]} <= {"sigmoid", "tanh"}
+    return range(len(x))[:: -1 if attrs["reverse"] else 1]
 
 
 def _coordinate(i: int, size: int, out: int, scale: float, mode: str) -> float:
@@ -153,19 +168,23 @@ def _packed(name: str, function: Any, call: Any) -> Any:
 
 
 def _legalize() -> dict[str, Any]:
-    def lstm(_: Any, call: Any) -> Any:
-        attrs = base.attributes(call)
-        return _packed("lstm", lambda *a: numpy_lstm(*a, **attrs), call)
+    def layer(name: str, function: Any) -> Any:
+        def legalize(_: Any, call: Any) -> Any:
+            attrs = base.attributes(call)
+            return _packed(name, lambda *a: function(*a, attrs), call)
 
-    def gru(_: Any, call: Any) -> Any:
-        attrs = base.attributes(call)
-        return _packed("gru", lambda *a: numpy_gru(*a, **attrs), call)
+        return legalize
 
     def resize(_: Any, call: Any) -> Any:
         attrs = base.attributes(call)
         return _packed("resize", lambda x: numpy_resize(x, attrs), call)
 
-    return {"graphopt.lstm": lstm, "graphopt.gru": gru, "graphopt.resize2d": resize}
+    return {
+        "graphopt.lstm": layer("lstm", numpy_lstm),
+        "graphopt.gru": layer("gru", numpy_gru),
+        "graphopt.rnn": layer("rnn", numpy_rnn),
+        "graphopt.resize2d": resize,
+    }
 
 
 def run_graph(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphopt.codegen.executable import build
+from graphopt.codegen.jobs import KernelJobs
 from graphopt.lowering.lower import LoweringOptions, lower_graph
 from graphopt.lowering.weights import WeightPool
 from graphopt.runtime.session import Session
@@ -14,13 +15,8 @@ TARGET = TargetSpec.parse("cpu")
 def lowered(graph, threads=2, **options):
     """(what lowering emitted, the pool of packed constants)."""
     pool = WeightPool()
-    found = lower_graph(
-        graph,
-        TARGET.traits(threads),
-        TARGET.tvm_target(threads),
-        pool,
-        LoweringOptions(**options),
-    )
+    with KernelJobs(TARGET.tvm_target(threads), TARGET.arch, machine_code=False) as jobs:
+        found = lower_graph(graph, TARGET.traits(threads), jobs, pool, LoweringOptions(**options))
     return found.emitted, pool
 
 

@@ -7,7 +7,14 @@ import harness
 import numpy as np
 import pytest
 
-from schedules import conv_depthwise, conv_generic, conv_grouped, conv_transposed, conv_upsample
+from schedules import (
+    conv_depthwise,
+    conv_generic,
+    conv_grouped,
+    conv_lines,
+    conv_transposed,
+    conv_upsample,
+)
 from schedules.conv_common import parse
 from schedules.conv_transposed import phases
 from schedules.interface import PLAIN, Op, TargetTraits, Workload
@@ -96,19 +103,51 @@ def test_phases_use_every_tap_once() -> None:
     assert sorted(taps) == list(range(5))
 
 
+LINES = [
+    *DEPTHWISE[:2],
+    *GROUPED[3:],
+    ch.conv((1, 8, 12, 66), 8, (3, 39), after="bias_relu"),  # a long filter
+    ch.conv((1, 1, 1, 3000), 1, (1, 256), (1, 2), (0, 127, 0, 127), after="none"),  # in two phases
+    ch.conv((1, 1, 1, 5000), 36, (1, 256), (1, 128), after="none", padding=(0, 0, 0, 0)),
+    ch.conv((2, 5, 9, 11), 7, (3, 4), (2, 3), (1, 2, 0, 1), after="residual"),
+    ch.conv((1, 6, 9, 31), 9, 3, (1, 4), (1, 2, 0, 1), (2, 3), groups=3, after="silu"),
+    ch.conv((1, 6, 9, 31), 9, 3, (1, 4), (1, 2, 0, 1), 2, groups=3, after="silu"),
+    ch.conv((1, 3, 5, 5), 2, (1, 2), (3, 5), (0, 0, 0, 0), after="clip"),  # a stride past the taps
+    ch.conv((1, 3, 5, 2), 2, (1, 4), 1, (0, 3, 0, 9), after="clip"),  # outputs of zeros alone
+    ch.conv((2, 20, 9, 11), 3, 1, after="residual"),  # read in place, as one row
+    ch.conv((1, 4, 9, 40), 6, (3, 2), 1, (0, 0, 0, 0), groups=2, after="residual"),  # in place
+]
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("workload", LINES, ids=named)
+def test_lines(workload: Workload, traits: TargetTraits) -> None:
+    assert ch.check(conv_lines.candidates, workload, traits, 1e-5) == 1
+
+
+def test_a_long_filter_makes_little_code() -> None:
+    workload = ch.conv((1, 1, 1, 3000), 40, (1, 1000), (1, 10), (0, 0, 0, 0), after="none")
+    (candidate,) = conv_lines.candidates(workload, harness.AVX512)
+    assert len(str(candidate.compute()).splitlines()) < 200
+
+
 @pytest.mark.parametrize(
     "workload",
-    [*DEPTHWISE[:2], *GROUPED[3:], *TRANSPOSED[1:4], ch.conv((1, 3, 13, 17), 5, 3, 2),
-     ch.conv_transpose((1, 8, 5, 5), 6, 3, 2, groups=2)],
+    [*TRANSPOSED[1:4], ch.conv_transpose((1, 8, 5, 5), 6, 3, 2, groups=2)],
     ids=named,
-)  # fmt: skip
-def test_generic(workload: Workload) -> None:
+)
+def test_generic_transposed(workload: Workload) -> None:
     assert ch.check(conv_generic.candidates, workload, harness.AVX2, 5e-6) == 1
 
 
-def test_generic_takes_weights_computed_at_run_time() -> None:
-    op = ch.conv((1, 4, 6, 6), 4, 3).op
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d_transpose"])
+def test_weights_computed_at_run_time(kind: str) -> None:
+    plain = (
+        ch.conv((1, 4, 6, 6), 4, 3) if kind == "conv2d" else ch.conv_transpose((1, 4, 6, 6), 4, 3)
+    )
+    family = conv_lines if kind == "conv2d" else conv_generic
+    op = plain.op
     workload = Workload(Op(op.kind, op.inputs, op.output, op.attrs, (False, False)))
-    (candidate,) = conv_generic.candidates(workload, harness.AVX512)
+    (candidate,) = family.candidates(workload, harness.AVX512)
     assert candidate.layouts == (PLAIN, PLAIN)
-    assert ch.check(conv_generic.candidates, workload, harness.AVX512, 5e-6) == 1
+    assert ch.check(family.candidates, workload, harness.AVX512, 5e-6) == 1

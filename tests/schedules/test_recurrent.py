@@ -1,4 +1,4 @@
-"""LSTM and GRU kernels against NumPy in float64, and once against ONNX Runtime."""
+"""LSTM, GRU and RNN kernels against NumPy in float64, and once against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from harness import ALL_TRAITS, AVX512, random_inputs, run_candidate, scheduled, serial_extents
+from harness import (
+    ALL_TRAITS,
+    AVX2,
+    AVX512,
+    random_inputs,
+    run_candidate,
+    scheduled,
+    serial_extents,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -32,7 +40,7 @@ def workload_of(
     reset_after: bool = False,
     epilogue: Epilogue | None = None,
 ) -> Workload:
-    gates, states = (4, 2) if kind == "lstm" else (3, 1)
+    gates, states = {"lstm": (4, 2), "gru": (3, 1), "rnn": (1, 1)}[kind]
     shapes = [
         (steps, batch, features),
         (gates * hidden, features),
@@ -74,6 +82,8 @@ def reference(workload: Workload, inputs: Sequence[Array]) -> Array:
             i, o, f, g = (a + b for a, b in zip(from_x, from_h, strict=True))
             c = [expit(f) * c[0] + expit(i) * np.tanh(g)]
             h = expit(o) * np.tanh(c[0])
+        elif gates == 1:
+            h = np.tanh(from_x[0] + from_h[0])
         else:
             z, reset = (expit(a + b) for a, b in zip(from_x[:2], from_h[:2], strict=True))
             if workload.op.attr("linear_before_reset"):
@@ -94,6 +104,9 @@ CASES = [
     ("gru", 9, 3, 20, 40, False, True),
     ("gru", 1, 2, 20, 48, False, False),
     ("gru", 1, 5, 20, 40, False, True),
+    ("rnn", 9, 1, 20, 48, True),
+    ("rnn", 5, 33, 3, 20),
+    ("rnn", 1, 3, 20, 33),
 ]
 
 
@@ -108,7 +121,7 @@ def test_cases(case: tuple[Any, ...], traits: TargetTraits) -> None:
     assert not serial_extents(scheduled(candidate))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_every_number_of_workers(kind: str, threads: int) -> None:
     workload = workload_of(kind, 4, 5, 6, 20)
@@ -185,7 +198,59 @@ def test_packing_puts_gates_side_by_side(gates: int, hidden: int, depth: int) ->
     assert np.count_nonzero(packed) == weights.size
 
 
-def test_weights_that_are_not_constant_are_refused() -> None:
-    workload = workload_of("gru", 2, 1, 3, 4)
-    op = replace(workload.op, constant=(False,) * 5)
-    assert recurrent.candidates(Workload(op), AVX512) == ()
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("traits", [AVX512, AVX2], ids=lambda t: f"lanes{t.lanes}")
+def test_weights_computed_at_run_time_give_the_same_bits(
+    case: tuple[Any, ...], traits: TargetTraits
+) -> None:
+    workload = workload_of(*case)
+    op = replace(workload.op, constant=(False,) * len(workload.op.inputs))
+    inputs = inputs_of(workload)
+    (packed,) = recurrent.candidates(workload, traits)
+    (packing,) = recurrent.candidates(Workload(op), traits)
+    expected = run_candidate(packed, workload, inputs, traits)
+    actual = run_candidate(packing, Workload(op), inputs, traits)
+    np.testing.assert_array_equal(actual, expected)
+    assert not serial_extents(scheduled(packing))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths(kind: str, reverse: bool) -> None:
+    workload = workload_of(kind, 6, 4, 5, 19, reverse)
+    lengths = np.array([6, 1, 0, 4], np.int32)
+    attrs = (*workload.op.attrs, ("lengths", True))
+    signatures = (*workload.op.inputs, TensorSig((4,), "int32"))
+    op = replace(workload.op, inputs=signatures, attrs=attrs)
+    inputs = inputs_of(workload)
+    (candidate,) = recurrent.candidates(Workload(op), AVX512)
+    actual = run_candidate(candidate, Workload(op), [*inputs, lengths], AVX512)
+    for row, steps in enumerate(lengths):
+        # Each row alone, as long as it is.
+        if not steps:
+            np.testing.assert_array_equal(actual[:, row], 0)
+            continue
+        alone = workload_of(kind, int(steps), 1, 5, 19, reverse)
+        states = [h[row : row + 1] for h in inputs[4:]]
+        short = [inputs[0][:steps, row : row + 1], *inputs[1:4], *states]
+        expected = reference(alone, short)[:, 0]
+        np.testing.assert_allclose(actual[:steps, row], expected[:steps], rtol=0, atol=LIMIT)
+        np.testing.assert_allclose(actual[6:, row], expected[steps:], rtol=0, atol=LIMIT)
+        np.testing.assert_array_equal(actual[steps:6, row], 0)
+
+
+def test_quantized_state_takes_256_levels() -> None:
+    # One step: what the recurrent product takes is h0 as DynamicQuantizeLinear rounds it.
+    workload = workload_of("lstm", 1, 3, 5, 21)
+    op = replace(workload.op, attrs=(*workload.op.attrs, ("quantized_state", True)))
+    inputs = inputs_of(workload)
+    h0 = inputs[4].astype("f8")
+    low = np.minimum(h0.min(1, keepdims=True), 0)
+    scale = (np.maximum(h0.max(1, keepdims=True), 0) - low) / 255
+    zero = np.round(-low / scale)
+    rounded = (np.clip(np.round(h0 / scale) + zero, 0, 255) - zero) * scale
+    (candidate,) = recurrent.candidates(Workload(op), AVX512)
+    actual = run_candidate(candidate, Workload(op), inputs, AVX512)
+    expected = reference(workload, [*inputs[:4], rounded, inputs[5]])
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=LIMIT)
+    assert np.abs(rounded - h0).max() > 100 * LIMIT  # the test sees the rounding

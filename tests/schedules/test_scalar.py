@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 from harness import ALL_TRAITS, AVX512, SSE, run_candidate, scheduled
 
-from schedules import elementwise, scalar
+from schedules import elementwise, scalar, scalar_zero
 from schedules.interface import Attr, Epilogue, Op, Step, TargetTraits, TensorSig, Workload
 
 Array = np.ndarray[Any, Any]
@@ -301,7 +301,7 @@ def test_long_chains_stay_small() -> None:
 
 def known(steps: list[Step], shape: tuple[int, ...] = (1, 20, 4, 4), anchor: bool = True) -> bool:
     sig = TensorSig(shape)
-    return scalar.keeps_zero(Epilogue((sig,), tuple(steps)), not anchor)
+    return scalar_zero.keeps_zero(Epilogue((sig,), tuple(steps)), not anchor)
 
 
 def test_keeps_zero() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from graphopt.frontend.converters.elementwise import float_unary, unary
+from graphopt.frontend.converters.elementwise import float_unary, is_float, unary
 from graphopt.frontend.emit import (
     Expr,
     NodeContext,
@@ -50,8 +50,14 @@ def leaky_relu(node: NodeContext) -> Expr:
 
 
 def prelu(node: NodeContext) -> Expr:
-    """max(x, 0) + slope·min(x, 0); the slope broadcasts from the right."""
+    """x where x ≥ 0, else slope·x; the slope broadcasts to x."""
     x, slope = node.input(0), node.input(1)
+    if dtype_of(x).startswith("uint"):
+        return x
+    if not is_float(x):
+        scaled = node.emit(op.multiply(x, slope))
+        below = node.emit(op.less(x, node.scalar(0, x)))
+        return node.emit(op.where(below, scaled, x))
     zero = node.scalar(0, x)
     below = node.emit(op.multiply(slope, node.emit(op.minimum(x, zero))))
     return node.emit(op.add(node.emit(op.maximum(x, zero)), below))
@@ -220,5 +226,4 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "Softmax"): softmax,
     ("", "LogSoftmax"): log_softmax,
     ("", "Hardmax"): hardmax,
-    ("com.microsoft", "Gelu"): lambda node: gelu_exact(node, node.input(0)),
 }

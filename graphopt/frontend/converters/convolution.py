@@ -1,4 +1,4 @@
-"""Convolutions. 1-D ones become 2-D with height 1, so that one kernel family serves both."""
+"""Convolutions; those over one or three axes become two-dimensional, which has the kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt.frontend.converters.windows import read_window
+from graphopt.frontend.converters.volumes import convolve_volume, transposed_volume
+from graphopt.frontend.converters.windows import Window, read_window
 from graphopt.frontend.emit import (
     Expr,
     NodeContext,
@@ -34,7 +35,8 @@ def add_bias(node: NodeContext, value: Expr, index: int) -> Expr:
     return node.emit(op.add(value, node.reshape(bias_var, shape)))
 
 
-def _kernel_shape(node: NodeContext, weight: Expr) -> tuple[int, ...]:
+def kernel_shape(node: NodeContext, weight: Expr) -> tuple[int, ...]:
+    """Spatial extents of a weight, which the attribute of that name must repeat."""
     kernel = shape_of(weight)[2:]
     stated = node.int_list("kernel_shape")
     if stated is not None and tuple(stated) != kernel:
@@ -45,7 +47,7 @@ def _kernel_shape(node: NodeContext, weight: Expr) -> tuple[int, ...]:
 def convolve(node: NodeContext, x: Expr, w: Expr, out_dtype: str | None = None) -> Expr:
     """Convolution of x (N,C,…) with w (O,C/groups,…) by the node's attributes, without bias."""
     spatial = shape_of(x)[2:]
-    window = read_window(node, _kernel_shape(node, w), spatial)
+    window = read_window(node, kernel_shape(node, w), spatial)
     groups = node.int_attr("group", 1)
     channels, filters, per_group = shape_of(x)[1], shape_of(w)[0], shape_of(w)[1]
     if groups < 1 or channels != per_group * groups or filters % groups:
@@ -67,11 +69,15 @@ def convolve(node: NodeContext, x: Expr, w: Expr, out_dtype: str | None = None) 
         )
         shape = shape_of(result)
         return node.reshape(result, (shape[0], shape[1], shape[3]))
-    if len(spatial) not in (2, 3):
+    window.outputs(spatial)
+    if len(spatial) == 3:
+        return convolve_volume(node, x, w, window, groups, dtype)
+    if len(spatial) != 2:
         raise Unsupported(f"convolution over {len(spatial)} axes is not supported")
-    emit = op.nn.conv2d if len(spatial) == 2 else op.nn.conv3d
     return node.emit(
-        emit(x, w, window.strides, window.padding, window.dilations, groups, out_dtype=dtype)
+        op.nn.conv2d(
+            x, w, window.strides, window.padding, window.dilations, groups, out_dtype=dtype
+        )
     )
 
 
@@ -90,31 +96,48 @@ def conv(node: NodeContext) -> Expr:
 
 
 def conv_transpose(node: NodeContext) -> Expr:
-    """ConvTranspose over one or two axes."""
+    """ConvTranspose over one, two or three axes."""
     x, w = node.input(0), node.input(1)
     spatial = shape_of(x)[2:]
     rank = len(spatial)
-    if rank not in (1, 2):
+    if rank not in (1, 2, 3):
         raise Unsupported(f"transposed convolution over {rank} axes is not supported")
-    kernel = _kernel_shape(node, w)
+    kernel = kernel_shape(node, w)
     strides = tuple(node.int_list("strides") or [1] * rank)
     dilations = tuple(node.int_list("dilations") or [1] * rank)
-    extra = list(node.int_list("output_padding") or [0] * rank)
     groups = node.int_attr("group", 1)
+    if groups < 1 or shape_of(x)[1] != shape_of(w)[0] or shape_of(w)[0] % groups:
+        raise Unsupported(f"{shape_of(x)}, {shape_of(w)} and {groups} groups do not fit")
+    extra = list(node.int_list("output_padding") or [0] * rank)
     before, after, extra = _transpose_padding(node, spatial, kernel, strides, dilations, extra)
-    if rank == 1:
-        x, w = _lifted(node, x), _lifted(node, w)
-        strides, dilations = (1, *strides), (1, *dilations)
-        before, after, extra = [0, *before], [0, *after], [0, *extra]
-    if any(e >= s for e, s in zip(extra, strides, strict=True)):
-        raise Unsupported("output_padding is not smaller than the stride")
-    result = node.emit(
-        op.nn.conv2d_transpose(x, w, strides, (*before, *after), tuple(extra), dilations, groups)
-    )
-    if rank == 1:
-        shape = shape_of(result)
-        result = node.reshape(result, (shape[0], shape[1], shape[3]))
+    # What lies behind the last window is less cropping, and zeros where that is not enough.
+    less = [min(a, e) for a, e in zip(after, extra, strict=True)]
+    after = [a - d for a, d in zip(after, less, strict=True)]
+    zeros = [e - d for e, d in zip(extra, less, strict=True)]
+    window = Window(kernel, strides, dilations, tuple(before), tuple(after))
+    if any(
+        (size - 1) * s + e - b - a < 1
+        for size, s, e, b, a in zip(spatial, strides, window.extent, before, after, strict=True)
+    ):
+        raise Unsupported("the padding leaves no output")
+    result = _transposed(node, x, w, window, groups)
+    if any(zeros):
+        widths = [0] * 4 + [width for zero in zeros for width in (0, zero)]
+        result = node.emit(op.nn.pad(result, widths, "constant", 0.0))
     return add_bias(node, result, 2)
+
+
+def _transposed(node: NodeContext, x: Expr, w: Expr, window: Window, groups: int) -> Expr:
+    if len(window.kernel) == 3:
+        return transposed_volume(node, x, w, window, groups)
+    if len(window.kernel) == 1:
+        y = _transposed(node, _lifted(node, x), _lifted(node, w), window.lifted(0), groups)
+        return node.reshape(y, (*shape_of(y)[:2], shape_of(y)[3]))
+    return node.emit(
+        op.nn.conv2d_transpose(
+            x, w, window.strides, window.padding, (0, 0), window.dilations, groups
+        )
+    )
 
 
 def _transpose_padding(
@@ -134,7 +157,11 @@ def _transpose_padding(
     mode = node.string_attr("auto_pad", "NOTSET") or "NOTSET"
     pads, wanted = node.int_list("pads"), node.int_list("output_shape")
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = [size * s for size, s in zip(spatial, strides, strict=True)]
+        # A kernel smaller than its stride does not reach as far: nothing is added for it.
+        wanted = [
+            min(size * s, f + e)
+            for size, s, f, e in zip(spatial, strides, full, extra, strict=True)
+        ]
     if wanted is not None:
         wanted = wanted[-rank:]
         total = [f + e - w for f, e, w in zip(full, extra, wanted, strict=True)]

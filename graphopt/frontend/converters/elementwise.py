@@ -15,7 +15,6 @@ from graphopt.frontend.emit import (
     Unsupported,
     constant,
     dtype_of,
-    numpy_dtype,
     shape_of,
 )
 
@@ -74,16 +73,31 @@ def power(node: NodeContext) -> Expr:
             return node.emit(op.sqrt(x))
         if value == -1.0 and is_float(x):
             return node.emit(op.divide(node.scalar(1, x), x))
-    dtype = dtype_of(x)
     if is_float(x):
-        y = constant(exponent, dtype) if exponent is not None else node.cast(node.input(1), dtype)
-        return node.emit(op.power(x, y))
-    # Integer bases: float64 is exact up to 2^53; larger results overflow most integer types too.
-    if dtype in ("int64", "uint64"):
-        raise Unsupported(f"Pow of {dtype} with this exponent is not supported")
-    base = node.cast(x, "float64")
-    result = node.emit(op.power(base, node.cast(node.input(1), "float64")))
-    return node.cast(result, dtype)
+        return _float_power(node, x, exponent)
+    return _integer_power(node, x, node.input(1))
+
+
+def _float_power(node: NodeContext, x: Expr, exponent: Any) -> Expr:
+    dtype = dtype_of(x)
+    if exponent is not None:
+        return node.emit(op.power(x, constant(exponent, dtype)))
+    y = node.input(1)
+    # A float64 exponent means more than its nearest float32 does.
+    wide = "float64" if dtype_of(y) == "float64" else dtype
+    return node.cast(node.emit(op.power(node.cast(x, wide), node.cast(y, wide))), dtype)
+
+
+def _integer_power(node: NodeContext, x: Expr, y: Expr) -> Expr:
+    """Integers to an integer power are exact, to a float power rounded as float64 towards zero."""
+    dtype = dtype_of(x)
+    if is_float(y):
+        result = op.power(node.cast(x, "float64"), node.cast(y, "float64"))
+        return node.cast(node.emit(result), dtype)
+    same = dtype == dtype_of(y)
+    wide = dtype if same else "int64"
+    result = op.power(node.cast(x, wide), node.cast(y, wide))
+    return node.cast(node.emit(result), dtype)
 
 
 def reciprocal(node: NodeContext) -> Expr:
@@ -93,13 +107,9 @@ def reciprocal(node: NodeContext) -> Expr:
 
 
 def modulo(node: NodeContext) -> Expr:
-    """Mod: sign of the divisor (fmod=0, integers) or of the dividend (fmod=1)."""
-    a, b = node.input(0), node.input(1)
-    if node.int_attr("fmod"):
-        return node.emit(op.mod(a, b))
-    if is_float(a):
-        raise Unsupported("Mod of floats needs fmod=1")
-    return node.emit(op.floor_mod(a, b))
+    """Mod: the sign of the divisor (fmod=0) or of the dividend (fmod=1)."""
+    function = op.mod if node.int_attr("fmod") else op.floor_mod
+    return node.emit(function(node.input(0), node.input(1)))
 
 
 def clip(node: NodeContext) -> Expr:
@@ -133,18 +143,6 @@ def _clip_constant(node: NodeContext, x: Expr, low: Any, high: Any) -> Expr:
     return node.emit(op.clip(x, bottom, top))
 
 
-def cast(node: NodeContext) -> Expr:
-    """Cast to another element type."""
-    node.ignore("saturate", "round_mode")  # of float8 targets, which numpy_dtype refuses
-    return node.cast(node.input(0), numpy_dtype(node.int_attr("to")))
-
-
-def cast_like(node: NodeContext) -> Expr:
-    """Cast to the element type of the second input."""
-    node.ignore("saturate", "round_mode")
-    return node.cast(node.input(0), dtype_of(node.input(1)))
-
-
 def is_inf(node: NodeContext) -> Expr:
     """IsInf with either sign switched off."""
     x = node.input(0)
@@ -159,22 +157,12 @@ def is_inf(node: NodeContext) -> Expr:
 
 
 def bit_shift(node: NodeContext) -> Expr:
-    """BitShift; shifts of unsigned integers by the width or more give 0."""
-    x, by = node.input(0), node.input(1)
+    """BitShift; amounts that are negative or at least the width leave nothing but the sign."""
     direction = node.string_attr("direction")
     if direction not in ("LEFT", "RIGHT"):
         raise Unsupported(f"direction '{direction}' is unknown")
-    width = np.dtype(dtype_of(x)).itemsize * 8
     shift = op.left_shift if direction == "LEFT" else op.right_shift
-    known = node.array(1)
-    if known is not None and (known >= 0).all() and (known < width).all():
-        return node.emit(shift(x, by))
-    if np.dtype(dtype_of(x)).kind != "u":
-        raise Unsupported("shifts of signed integers by unknown, negative or large amounts")
-    inside = node.emit(op.less(by, node.scalar(width, by)))
-    safe = node.emit(op.minimum(by, node.scalar(width - 1, by)))
-    shifted = node.emit(shift(x, safe))
-    return node.emit(op.where(inside, shifted, node.scalar(0, x)))
+    return node.emit(shift(node.input(0), node.input(1)))
 
 
 def where(node: NodeContext) -> Expr:
@@ -264,8 +252,6 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "Max"): variadic(op.maximum),
     ("", "Min"): variadic(op.minimum),
     ("", "Clip"): clip,
-    ("", "Cast"): cast,
-    ("", "CastLike"): cast_like,
     ("", "Where"): where,
     ("", "Dropout"): dropout,
 }

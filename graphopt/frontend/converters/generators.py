@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 from onnx import numpy_helper
 from tvm import relax
 
-from graphopt.frontend.emit import Expr, NodeContext, constant, dtype_of, numpy_dtype, shape_of
+from graphopt.frontend.emit import (
+    Expr,
+    NodeContext,
+    Unsupported,
+    check_generated,
+    constant,
+    dtype_of,
+    numpy_dtype,
+    shape_of,
+)
 
 op = relax.op
 
@@ -19,6 +28,7 @@ def triangle(node: NodeContext) -> Expr:
     """Trilu: the upper or lower triangle, zeros elsewhere."""
     x = node.input(0)
     rows, columns = shape_of(x)[-2:]
+    check_generated(rows * columns)
     offset = node.ints(1, "k")[0] if node.has(1) else 0
     distance = np.arange(columns)[None, :] - np.arange(rows)[:, None]
     kept = distance >= offset if node.int_attr("upper", 1) else distance <= offset
@@ -56,6 +66,7 @@ def eye_like(node: NodeContext) -> Expr:
     """Ones on a diagonal."""
     x = node.input(0)
     rows, columns = shape_of(x)
+    check_generated(rows * columns)
     dtype = numpy_dtype(node.int_attr("dtype")) if node.has_attribute("dtype") else dtype_of(x)
     return constant(np.eye(rows, columns, node.int_attr("k")), dtype)
 
@@ -63,6 +74,9 @@ def eye_like(node: NodeContext) -> Expr:
 def range_(node: NodeContext) -> Expr:
     """Range with constant bounds that was too large to be stored before."""
     start, limit, delta = (node.known(i, "a bound of Range").reshape(-1)[0] for i in range(3))
+    if not delta or not np.isfinite([float(start), float(limit), float(delta)]).all():
+        raise Unsupported(f"Range from {start} to {limit} by {delta} has no end")
+    check_generated(ceil((float(limit) - float(start)) / float(delta)))
     return constant(np.arange(start, limit, delta, dtype=start.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Operators that move or view data: reshapes, slices, concatenation, padding."""
+"""Operators that move or view data: reshapes, slices, concatenation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from graphopt.frontend.emit import (
     Expr,
     NodeContext,
     Unsupported,
-    dtype_of,
     normal_axis,
     shape_of,
 )
 
 op = relax.op
+
+# A kernel's loop nests are one per part: many parts are joined in groups.
+_MAX_JOINED = 64
 
 
 def reshape(node: NodeContext) -> Expr:
@@ -33,8 +35,11 @@ def reshape(node: NodeContext) -> Expr:
     if wanted.count(-1) > 1:
         raise Unsupported(f"target shape {wanted} has more than one −1")
     if -1 in wanted:
-        rest = prod(dim for dim in wanted if dim != -1)
-        wanted = [prod(shape) // rest if dim == -1 and rest else dim for dim in wanted]
+        # An empty tensor's other dimensions follow as if those that are copied were not there.
+        copied = [i for i, dim in enumerate(wanted) if dim == 0 and shape[i : i + 1] == (0,)]
+        rest = prod(dim for i, dim in enumerate(wanted) if dim != -1 and i not in copied)
+        held = prod(dim for i, dim in enumerate(shape) if i not in copied)
+        wanted = [held // rest if dim == -1 and rest else dim for dim in wanted]
     if prod(wanted) != prod(shape) or min(wanted, default=0) < 0:
         raise Unsupported(f"{shape} cannot be reshaped to {wanted}")
     return node.reshape(x, wanted)
@@ -73,6 +78,8 @@ def unsqueeze(node: NodeContext) -> Expr:
     stated = _axes(node)
     if stated is None:
         raise Unsupported("axes is missing")
+    if len(stated) > 64:
+        raise Unsupported(f"{len(stated)} new axes are too many")
     rank = len(shape_of(x)) + len(stated)
     axes = {normal_axis(axis, rank) for axis in stated}
     if len(axes) != len(stated):
@@ -95,6 +102,9 @@ def concat(node: NodeContext) -> Expr:
     filled = [value for value in values if prod(shape_of(value))] or values[:1]
     if len(filled) == 1:
         return filled[0]
+    while len(filled) > _MAX_JOINED:
+        parts = [filled[i : i + _MAX_JOINED] for i in range(0, len(filled), _MAX_JOINED)]
+        filled = [p[0] if len(p) == 1 else node.emit(op.concat(p, axis)) for p in parts]
     return node.emit(op.concat(filled, axis))
 
 
@@ -144,7 +154,9 @@ def slice_(node: NodeContext) -> Expr:
     for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
         covered = range(*slice(start, stop, step).indices(shape[axis]))
         if not len(covered):
-            raise Unsupported("an empty slice is not supported")
+            begin.append(0)
+            end.append(0)
+            continue
         first, last = covered[0], covered[-1]
         begin.append(first)
         # Relax counts a negative end from the back: −1 − size is "before the first element".
@@ -168,59 +180,9 @@ def tile(node: NodeContext) -> Expr:
     """Repeat along each axis."""
     x = node.input(0)
     repeats = node.ints(1, "repeats")
-    if len(repeats) != len(shape_of(x)) or min(repeats, default=1) < 1:
+    if len(repeats) != len(shape_of(x)) or min(repeats, default=1) < 0:
         raise Unsupported(f"repeats {repeats} are not supported for {shape_of(x)}")
     return x if all(r == 1 for r in repeats) else node.emit(op.tile(x, repeats))
-
-
-_PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-
-
-def pad(node: NodeContext) -> Expr:
-    """Pad; negative amounts cut."""
-    x = node.input(0)
-    shape = shape_of(x)
-    rank = len(shape)
-    mode = node.string_attr("mode", "constant") or "constant"
-    if mode not in _PAD_MODES:
-        raise Unsupported(f"mode '{mode}' is unknown")
-    value = 0.0
-    if node.opset < 11:
-        pads = node.int_list("pads") or node.int_list("paddings") or []
-        value = node.float_attr("value")
-        axes = list(range(rank))
-    else:
-        pads = node.ints(1, "pads")
-        known = node.known(2, "the padding value") if node.has(2) else None
-        value = 0.0 if known is None else known.reshape(-1)[0].item()
-        stated = node.ints(3, "axes") if node.has(3) else range(rank)
-        axes = [normal_axis(axis, rank) for axis in stated]
-    if len(pads) != 2 * len(axes):
-        raise Unsupported(f"pads has {len(pads)} entries for {len(axes)} axes")
-    before, after = [0] * rank, [0] * rank
-    for i, axis in enumerate(axes):
-        before[axis], after[axis] = pads[i], pads[len(axes) + i]
-    cut = [axis for axis in range(rank) if before[axis] < 0 or after[axis] < 0]
-    if cut and mode != "constant":
-        raise Unsupported(f"negative padding in mode '{mode}' is not supported")
-    begin = [max(0, -before[axis]) for axis in cut]
-    end = [shape[axis] - max(0, -after[axis]) for axis in cut]
-    if any(b >= e for b, e in zip(begin, end, strict=True)):
-        raise Unsupported("negative padding removes a whole axis")
-    x = node.slice(x, cut, begin, end)
-    widths = [max(0, w) for axis in range(rank) for w in (before[axis], after[axis])]
-    if not any(widths):
-        return x
-    if mode == "reflect" and any(
-        max(before[axis], after[axis]) >= shape[axis] for axis in range(rank)
-    ):
-        raise Unsupported("reflection by more than the size of an axis is not supported")
-    if mode == "wrap" and any(max(before[i], after[i]) > shape[i] for i in range(rank)):
-        raise Unsupported("wrapping by more than the size of an axis is not supported")
-    if dtype_of(x) == "bool":
-        widened = node.emit(op.nn.pad(node.cast(x, "uint8"), widths, _PAD_MODES[mode], value))
-        return node.cast(widened, "bool")
-    return node.emit(op.nn.pad(x, widths, _PAD_MODES[mode], value))
 
 
 def depth_to_space(node: NodeContext) -> Expr:
@@ -251,12 +213,6 @@ def space_to_depth(node: NodeContext) -> Expr:
     return node.reshape(moved, (n, c * block * block, h // block, w // block))
 
 
-def reverse_sequence(node: NodeContext) -> Expr:
-    """Reverse the first lengths[b] steps of each batch entry."""
-    batch, time = node.int_attr("batch_axis", 1), node.int_attr("time_axis", 0)
-    return node.emit(op.reverse_sequence(node.input(0), node.input(1), time, batch))
-
-
 CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "Reshape"): reshape,
     ("", "Flatten"): flatten,
@@ -268,8 +224,6 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "Slice"): slice_,
     ("", "Expand"): expand,
     ("", "Tile"): tile,
-    ("", "Pad"): pad,
     ("", "DepthToSpace"): depth_to_space,
     ("", "SpaceToDepth"): space_to_depth,
-    ("", "ReverseSequence"): reverse_sequence,
 }

@@ -21,15 +21,22 @@ from graphopt.frontend.emit import (
 op = relax.op
 
 
-def batch_norm(node: NodeContext) -> Expr:
-    """Inference: one multiplication and one addition per channel; a pass folds them."""
-    node.ignore("momentum")
-    if node.int_attr("training_mode") or any(node.wants(i) for i in range(1, node.outputs)):
-        raise Unsupported("BatchNormalization in training mode", "Export with model.eval().")
-    if node.int_attr("spatial", 1) != 1:
-        raise Unsupported("BatchNormalization with spatial=0 is not supported")
+def batch_norm(node: NodeContext) -> Expr | tuple[Expr, ...]:
+    """BatchNormalization; at inference a multiplication and an addition per channel."""
+    momentum = node.float_attr("momentum", 0.9)
+    training = bool(node.int_attr("training_mode"))
+    if node.opset < 14:
+        # More outputs than one say that the model trains.
+        training = any(node.wants(i) for i in range(1, node.outputs))
     x, epsilon = node.input(0), node.float_attr("epsilon", 1e-5)
-    shape = (1, shape_of(x)[1], *[1] * (len(shape_of(x)) - 2))
+    ones = [1] * (len(shape_of(x)) - 2)
+    shape = (1, shape_of(x)[1], *ones)
+    if node.int_attr("spatial", 1) != 1:  # before operator set 9: each pixel by itself
+        if training:
+            raise Unsupported("training with spatial=0 is not supported")
+        shape = (1, *shape_of(x)[1:])
+    if training:
+        return _batch_norm_training(node, x, shape, epsilon, momentum)
     arrays = [node.array(i) for i in range(1, 5)]
     if all(array is not None for array in arrays):
         gamma, beta, mean, variance = (np.asarray(a, np.float64) for a in arrays)
@@ -38,11 +45,43 @@ def batch_norm(node: NodeContext) -> Expr:
         dtype = dtype_of(x)
         scaled = node.emit(op.multiply(x, constant(factor.reshape(shape), dtype)))
         return node.emit(op.add(scaled, constant(shift.reshape(shape), dtype)))
-    gamma, beta, mean, variance = (node.reshape(node.input(i), shape) for i in range(1, 5))
+    # Statistics may be of another type than x.
+    given = [node.cast(node.input(i), dtype_of(x)) for i in range(1, 5)]
+    return _normalised(node, x, shape, given, epsilon)
+
+
+def _normalised(
+    node: NodeContext, x: Expr, shape: tuple[int, ...], parameters: list[Expr], epsilon: float
+) -> Expr:
+    """(x − mean)·gamma/√(variance + epsilon) + beta; parameters in ONNX's order."""
+    own = [node.cast(node.reshape(value, shape), dtype_of(x)) for value in parameters]
+    gamma, beta, mean, variance = own
     spread = node.emit(op.sqrt(node.emit(op.add(variance, node.scalar(epsilon, x)))))
     centred = node.emit(op.subtract(x, mean))
     factor = node.emit(op.divide(gamma, spread))
     return node.emit(op.add(node.emit(op.multiply(centred, factor)), beta))
+
+
+def _batch_norm_training(
+    node: NodeContext, x: Expr, shape: tuple[int, ...], epsilon: float, momentum: float
+) -> tuple[Expr, ...]:
+    """By the statistics of the batch; then the running mean and variance, and the batch's own."""
+    axes = [0, *range(2, len(shape))]
+    wide = node.cast(x, "float32") if dtype_of(x) == "float16" else x
+    mean = node.emit(op.mean(wide, axes, True))
+    centred = node.emit(op.subtract(wide, mean))
+    variance = node.emit(op.mean(node.emit(op.multiply(centred, centred)), axes, True))
+    parameters = [node.cast(node.input(i), dtype_of(wide)) for i in (1, 2)]
+    result = _normalised(node, wide, shape, [*parameters, mean, variance], epsilon)
+    statistics = [node.reshape(value, (shape[1],)) for value in (mean, variance)]
+    running = []
+    for index, current in zip((3, 4), statistics, strict=True):
+        before = node.input(index)
+        old = node.cast(before, dtype_of(current))
+        kept = node.emit(op.multiply(old, node.scalar(momentum, current)))
+        fresh = node.emit(op.multiply(current, node.scalar(1 - momentum, current)))
+        running.append(node.cast(node.emit(op.add(kept, fresh)), dtype_of(before)))
+    return (node.cast(result, dtype_of(x)), *running, *statistics)
 
 
 def _moments(
@@ -200,23 +239,6 @@ def local_response(node: NodeContext) -> Expr:
     return node.emit(op.divide(x, node.emit(op.power(base, node.scalar(beta, x)))))
 
 
-def skip_layer_norm(node: NodeContext) -> tuple[Expr | None, ...]:
-    """com.microsoft SkipLayerNormalization: layer norm of x + skip (+ bias)."""
-    total = node.emit(op.add(node.input(0), node.input(1)))
-    if node.has(4):
-        total = node.emit(op.add(total, node.input(4)))
-    if node.wants(1) or node.wants(2):
-        raise Unsupported("the mean and deviation outputs are not supported")
-    shape = shape_of(total)
-    gamma = _spread(node, 2, shape[-1:], 1.0, dtype_of(total))
-    beta = _spread(node, 3, shape[-1:], 0.0, dtype_of(total))
-    axes = [len(shape) - 1]
-    normal = node.emit(
-        op.nn.layer_norm(total, gamma, beta, axes, node.float_attr("epsilon", 1e-12))
-    )
-    return (normal, None, None, total)
-
-
 CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "BatchNormalization"): batch_norm,
     ("", "LayerNormalization"): layer_norm,
@@ -226,6 +248,4 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "LpNormalization"): lp_normalization,
     ("", "MeanVarianceNormalization"): mean_variance,
     ("", "LRN"): local_response,
-    ("", "SimplifiedLayerNormalization"): rms_norm,
-    ("com.microsoft", "SkipLayerNormalization"): skip_layer_norm,
 }

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
-import numpy as np
 from tvm import relax
 
+from graphopt.frontend.converters.elementwise import is_float
 from graphopt.frontend.emit import (
     Expr,
     NodeContext,
-    Unsupported,
     dtype_of,
     normal_axis,
     shape_of,
@@ -29,7 +29,7 @@ Reduce = Callable[[Expr, Reduction], Expr]
 def _axes(node: NodeContext, rank: int) -> list[int] | None:
     """The axes to reduce, sorted; None for no reduction at all."""
     stated = node.ints(1, "axes") if node.has(1) else (node.int_list("axes") or [])
-    skip = bool(node.int_attr("noop_with_empty_axes"))
+    skip = node.flag_attr("noop_with_empty_axes")
     axes = sorted({normal_axis(axis, rank) for axis in stated})
     if axes:
         return axes
@@ -41,10 +41,8 @@ def _reducing(function: Callable[[NodeContext, Expr, Reduce], Expr]) -> Callable
 
     def convert(node: NodeContext) -> Expr:
         x = node.input(0)
-        keep = bool(node.int_attr("keepdims", 1))
+        keep = node.flag_attr("keepdims", 1)
         axes = _axes(node, len(shape_of(x)))
-        if 0 in shape_of(x):
-            raise Unsupported("a reduction of an empty tensor is not supported")
 
         def reduce(value: Expr, reduction: Reduction) -> Expr:
             return value if axes is None else node.emit(reduction(value, axes, keep))
@@ -68,9 +66,11 @@ def _extremum(reduction: Reduction) -> Callable[..., Expr]:
 
 
 def _mean(node: NodeContext, x: Expr, reduce: Reduce) -> Expr:
-    if np.dtype(dtype_of(x)).kind != "f":
-        raise Unsupported(f"ReduceMean of {dtype_of(x)} is not supported")
-    return reduce(x, op.mean)
+    if is_float(x):
+        return reduce(x, op.mean)
+    total = reduce(x, op.sum)
+    count = prod(shape_of(x)) // max(1, prod(shape_of(total)))
+    return total if count == 1 else node.emit(op.divide(total, node.scalar(max(1, count), total)))
 
 
 def _norm1(node: NodeContext, x: Expr, reduce: Reduce) -> Expr:
@@ -82,55 +82,39 @@ def _squares(node: NodeContext, x: Expr, reduce: Reduce) -> Expr:
 
 
 def _norm2(node: NodeContext, x: Expr, reduce: Reduce) -> Expr:
-    return node.emit(op.sqrt(_squares(node, x, reduce)))
+    return _of_floats(node, x, lambda x: node.emit(op.sqrt(_squares(node, x, reduce))))
 
 
 def _log_sum(node: NodeContext, x: Expr, reduce: Reduce) -> Expr:
-    return node.emit(op.log(reduce(x, op.sum)))
+    return _of_floats(node, x, lambda x: node.emit(op.log(reduce(x, op.sum))))
+
+
+def _of_floats(node: NodeContext, x: Expr, function: Callable[[Expr], Expr]) -> Expr:
+    """`function` of x; of integers in float64, cut off at the point."""
+    if is_float(x):
+        return function(x)
+    return node.cast(function(node.cast(x, "float64")), dtype_of(x))
 
 
 def log_sum_exp(node: NodeContext) -> Expr:
     """log Σ e^x, with the maximum taken out so that e^x cannot overflow."""
     x = node.input(0)
     shape = shape_of(x)
-    keep = bool(node.int_attr("keepdims", 1))
+    keep = node.flag_attr("keepdims", 1)
     axes = _axes(node, len(shape))
     if axes is None:
         return x
+    return _of_floats(node, x, lambda x: _log_sum_exp(node, x, axes, keep))
+
+
+def _log_sum_exp(node: NodeContext, x: Expr, axes: list[int], keep: bool) -> Expr:
     largest = node.emit(op.max(x, axes, True))
     shifted = node.emit(op.exp(node.emit(op.subtract(x, largest))))
     total = node.emit(op.log(node.emit(op.sum(shifted, axes, True))))
     result = node.emit(op.add(total, largest))
     if keep:
         return result
-    return node.reshape(result, [dim for i, dim in enumerate(shape) if i not in axes])
-
-
-def _arg(function: Any) -> Callable[[NodeContext], Expr]:
-    def convert(node: NodeContext) -> Expr:
-        x = node.input(0)
-        shape = shape_of(x)
-        axis = normal_axis(node.int_attr("axis"), len(shape))
-        keep = bool(node.int_attr("keepdims", 1))
-        if not node.int_attr("select_last_index"):
-            return node.cast(node.emit(function(x, axis, keep)), "int64")
-        # The last of equal elements is the first of the reversed ones.
-        found = node.cast(node.emit(function(node.emit(op.flip(x, axis)), axis, keep)), "int64")
-        return node.emit(op.subtract(node.scalar(shape[axis] - 1, found), found))
-
-    return convert
-
-
-def cumulative_sum(node: NodeContext) -> Expr:
-    """CumSum along an axis, exclusive or reversed."""
-    x = node.input(0)
-    axis = normal_axis(node.ints(1, "axis")[0], len(shape_of(x)))
-    backwards = bool(node.int_attr("reverse"))
-    if backwards:
-        x = node.emit(op.flip(x, axis))
-    exclusive = bool(node.int_attr("exclusive"))
-    result = node.emit(op.cumsum(x, axis, dtype_of(x), exclusive))
-    return node.emit(op.flip(result, axis)) if backwards else result
+    return node.reshape(result, [dim for i, dim in enumerate(shape_of(x)) if i not in axes])
 
 
 CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
@@ -144,7 +128,4 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
     ("", "ReduceSumSquare"): _reducing(_squares),
     ("", "ReduceLogSum"): _reducing(_log_sum),
     ("", "ReduceLogSumExp"): log_sum_exp,
-    ("", "ArgMax"): _arg(op.argmax),
-    ("", "ArgMin"): _arg(op.argmin),
-    ("", "CumSum"): cumulative_sum,
 }

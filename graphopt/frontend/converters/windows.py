@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphopt.frontend.emit import NodeContext, Unsupported
@@ -26,6 +27,43 @@ class Window:
     def padding(self) -> tuple[int, ...]:
         """As Relax takes it: all before, then all after."""
         return (*self.before, *self.after)
+
+    @property
+    def identity(self) -> bool:
+        """Whether each window is one element, and each element one window."""
+        padding = any((*self.before, *self.after))
+        return set(self.kernel) | set(self.strides) <= {1} and not padding
+
+    def along(self, axes: Sequence[int]) -> Window:
+        """The window over some of the axes only."""
+        fields = (self.kernel, self.strides, self.dilations, self.before, self.after)
+        return Window(*[tuple(field[axis] for axis in axes) for field in fields])
+
+    def lifted(self, position: int) -> Window:
+        """This window over one axis with another before (0) or behind (1), left as it is."""
+
+        def pair(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+            return (neutral, *values) if position == 0 else (*values, neutral)
+
+        return Window(
+            pair(self.kernel, 1),
+            pair(self.strides, 1),
+            pair(self.dilations, 1),
+            pair(self.before, 0),
+            pair(self.after, 0),
+        )
+
+    def outputs(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """Windows along each axis of an input of size `spatial`; refuses one without any."""
+        found = tuple(
+            (size + low + high - extent) // stride + 1
+            for size, low, high, extent, stride in zip(
+                spatial, self.before, self.after, self.extent, self.strides, strict=True
+            )
+        )
+        if min(found, default=1) < 1:
+            raise Unsupported(f"no window of {self.kernel} fits into {spatial}")
+        return found
 
 
 def read_window(

@@ -1,0 +1,115 @@
+"""Whether a node's inputs have the types that its operator takes, by ONNX's own schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from onnx import NodeProto, TensorProto, TypeProto, defs
+
+from graphopt.errors import ModelError
+
+_VARIADIC = defs.OpSchema.FormalParameterOption.Variadic
+
+
+def check_types(
+    nodes: Sequence[NodeProto], types: Mapping[str, TypeProto], opsets: Mapping[str, int]
+) -> None:
+    """Refuse nodes whose inputs have types that their operators do not take, all at once.
+
+    Args:
+        types: of the values that are known. opsets: version by domain, "" for ONNX's own.
+
+    Raises:
+        ModelError: there are such nodes.
+    """
+    found = []
+    for node in nodes:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        wrong = wrong_operand(node, types, opsets.get(domain, 0))
+        if wrong is not None:
+            found.append((node.name, wrong))
+    if found:
+        listed = "; ".join(f"{name}: {wrong}" for name, wrong in found)
+        raise ModelError(
+            "prepare",
+            f"{len(found)} node(s) have inputs of wrong types: {listed}.",
+            node=found[0][0] if len(found) == 1 else None,
+            hint="Correct the types in the model, or export it again.",
+        )
+
+
+@dataclass(frozen=True)
+class _Formal:
+    """An input of an operator: the parameter that stands for its type, and the types allowed.
+
+    together: all inputs with this parameter have one type.
+    """
+
+    parameter: str
+    allowed: frozenset[str]
+    together: bool
+
+
+def wrong_operand(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -> str | None:
+    """What is wrong with the types of a node's inputs, in words; None if nothing is known to be.
+
+    ONNX's inference does not look: it takes `Or` of numbers for granted.
+
+    Args:
+        types: of the values that are known.
+        opset: version of the node's operator set.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    formals = _formals(node.op_type, domain, opset)
+    bound: dict[str, tuple[int, str]] = {}
+    for index, name in enumerate(node.input):
+        found = _tensor_type(types.get(name)) if name and formals else None
+        if found is None:
+            continue
+        formal = formals[min(index, len(formals) - 1)]
+        if found not in formal.allowed:
+            return f"input {index} ('{name}') is a {found}, which {node.op_type} does not take"
+        if formal.together:
+            first, kind = bound.setdefault(formal.parameter, (index, found))
+            if kind != found:
+                return f"input {index} ('{name}') is a {found}, and input {first} is a {kind}"
+    return None
+
+
+@cache
+def _formals(op_type: str, domain: str, opset: int) -> tuple[_Formal, ...]:
+    try:
+        schema = defs.get_schema(op_type, opset, domain)
+    except defs.SchemaError:
+        # One that came with a later operator set than the model says, or is not ONNX's at all.
+        later = [s for s in _schemas() if (s.name, s.domain) == (op_type, domain)]
+        if not later:
+            return ()
+        schema = min(later, key=lambda schema: schema.since_version)
+    allowed = {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
+    return tuple(
+        _Formal(
+            formal.type_str,
+            allowed.get(formal.type_str, frozenset({formal.type_str})),
+            formal.type_str in allowed and (formal.option != _VARIADIC or formal.is_homogeneous),
+        )
+        for formal in schema.inputs
+    )
+
+
+@cache
+def _schemas() -> tuple[Any, ...]:
+    return tuple(defs.get_all_schemas_with_history())
+
+
+def _tensor_type(kind: TypeProto | None) -> str | None:
+    """The schemas' name of a tensor's type; None for other types and unknown ones."""
+    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.elem_type:
+        return None
+    try:
+        return f"tensor({TensorProto.DataType.Name(kind.tensor_type.elem_type).lower()})"
+    except ValueError:
+        return None

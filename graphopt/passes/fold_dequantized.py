@@ -1,0 +1,50 @@
+"""Dequantizes constants at compile time, where no kernel took them as integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.ir import Graph
+from graphopt.passes.base import Outcome
+from graphopt.passes.rewrite import Rule, View, apply_rules
+from graphopt.passes.values import Array, Expr, constant, dtype_of
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The operands of a dequantization, all constant."""
+
+    x: Array
+    scale: Array
+    zero: Array
+    dtype: str
+
+
+def _constants(view: View, _var: Expr, value: Expr) -> Weights | None:
+    arrays = [view.constant(arg) for arg in value.args]
+    if any(array is None for array in arrays):
+        return None
+    x, scale, zero = (np.asarray(array) for array in arrays)
+    return Weights(x, scale, zero, dtype_of(value))
+
+
+def _dequantized(_view: View, found: Weights) -> Expr:
+    difference = (found.x.astype(np.int32) - found.zero.astype(np.int32)).astype(np.float32)
+    return constant(np.asarray(difference * found.scale.astype(np.float32)), found.dtype)
+
+
+@dataclass(frozen=True)
+class FoldDequantized:
+    """graphopt.dequantize of constants becomes a float constant.
+
+    A float kernel packs its weights at compile time; dequantizing them in every run instead costs
+    more than the bandwidth that narrow weights would save, and leaves kernels that cannot pack.
+    """
+
+    name: str = "fold_dequantized"
+
+    def run(self, graph: Graph) -> Outcome:
+        rule = Rule("dequantize", ("graphopt.dequantize",), _constants, _dequantized)
+        return apply_rules(graph, self.name, (rule,))

@@ -1,0 +1,71 @@
+"""The scalar operations of quantized arithmetic as TIR expressions that vectorise.
+
+Their results are exact: the one quotient or product is rounded once to the precision it is asked
+in, then to the nearest integer (ties to even), and only then saturated. NaN becomes the least
+value, as the maximum instruction of x86 makes it elsewhere too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from tvm import tirx
+
+from schedules.interface import Attr, PrimExpr
+from schedules.scalar_math import dtype_of, let
+
+Attrs = Mapping[str, Attr]
+
+_MAGIC = tirx.const(1.5 * 2**23, "float32")
+"""Its neighbours are integers: adding a number below 2²² to it rounds that to even on ties."""
+
+
+def _float(x: PrimExpr) -> PrimExpr:
+    return x if dtype_of(x) == "float32" else tirx.Cast("float32", x)
+
+
+def _saturated(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
+    """round(x) + zero within the limits of `attrs`, else of zero's type, in zero's type."""
+    dtype = dtype_of(zero)
+    bounds = np.iinfo(dtype)
+    limits = (attrs.get("low", bounds.min), attrs.get("high", bounds.max))
+    low, high = (tirx.const(float(bound), "float32") for bound in limits)  # type: ignore[arg-type]
+    # In this order of arguments NaN gives `low`: a failed comparison takes the second.
+    shift = _float(zero)
+    inside = tirx.min(tirx.max(x, low - shift), high - shift)
+    # Adding this number leaves no fraction; a variable in between, for TVM folds (a + c) − c.
+    whole = let(inside + _MAGIC, lambda sum_: sum_ - _MAGIC)
+    return tirx.Cast(dtype, tirx.Cast("int32", whole + shift))
+
+
+def quantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """saturate(round(x / scale) + zero)."""
+    x, scale, zero = args
+    if attrs["precision"] == "float16":
+        # The quotient in float32 of two float16 rounds to that in float16.
+        half = [_float(tirx.Cast("float16", _float(v))) for v in (x, scale)]
+        return _saturated(_float(tirx.Cast("float16", half[0] / half[1])), zero, attrs)
+    return _saturated(_float(x) / _float(scale), zero, attrs)
+
+
+def dequantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """(x − zero) · scale."""
+    x, scale, zero = args
+    difference = tirx.Cast("int32", x) - tirx.Cast("int32", zero)
+    value = _float(difference) * _float(scale)
+    dtype = str(attrs["dtype"])
+    return value if dtype == "float32" else tirx.Cast(dtype, value)
+
+
+def requantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """saturate(round(x · multiplier) + zero)."""
+    x, multiplier, zero = args
+    return _saturated(_float(x) * _float(multiplier), zero, attrs)
+
+
+QUANTIZED: Mapping[str, Callable[[Sequence[PrimExpr], Attrs], PrimExpr]] = {
+    "quantize": quantize,
+    "dequantize": dequantize,
+    "requantize": requantize,
+}
