@@ -38,6 +38,8 @@ def flip_bytes(data: bytes, rng: random.Random) -> bytes:
     """The file with a few bytes changed, dropped or repeated, or its end cut off."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
+        if not changed:
+            break
         # The first bytes are structure more often than weights.
         place = rng.randrange(min(len(changed), rng.choice((64, 512, len(changed)))))
         action = rng.randrange(8)
@@ -48,7 +50,7 @@ def flip_bytes(data: bytes, rng: random.Random) -> bytes:
         elif action == 6:
             changed[place:place] = changed[place : place + 4]
         else:
-            del changed[max(place, 1) :]
+            del changed[place:]
     return bytes(changed)
 
 

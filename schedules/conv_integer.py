@@ -33,7 +33,7 @@ TILE_ROWS = 12
 
 @dataclass(frozen=True)
 class FilterBlocks:
-    """Packs (O, C/groups, …) as (groups, ceil(O/groups/block), C/groups, …, block), zeros behind."""
+    """Packs (O,C/groups,…) as (groups, ceil(O/groups/block), C/groups, …, block), zeros behind."""
 
     block: int
     groups: int

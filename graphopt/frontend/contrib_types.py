@@ -41,7 +41,7 @@ def _dims(node: NodeProto, types: Types, index: int) -> Dims:
 
 
 def _element(node: NodeProto, types: Types, index: int) -> int:
-    return types[node.input[index]].tensor_type.elem_type
+    return int(types[node.input[index]].tensor_type.elem_type)
 
 
 def _kind(element: int, dims: Any) -> TypeProto:

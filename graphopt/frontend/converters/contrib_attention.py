@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def attend(
             # ONNX Runtime lets the last query see all keys then, the others not: not a definition.
             raise Unsupported(f"unidirectional=1 with {rows} queries and {columns} keys")
         dtype = dtype_of(q)
-        lowest = constant(np.finfo(dtype).min, dtype)
+        lowest = constant(float(np.finfo(dtype).min), dtype)
         seen = causal(rows, columns, past)
         # What is hidden is set, not added: the lowest number would overflow.
         given = constant(0.0, dtype) if total is None else total
@@ -156,7 +157,7 @@ def _self_attention(
     ends = np.cumsum([0, *sizes])
     q, k, v = (
         heads_first(node, node.slice(projected, [2], [int(a)], [int(b)]), heads)
-        for a, b in zip(ends[:-1], ends[1:], strict=True)
+        for a, b in pairwise(ends)
     )
     k, v, before = _with_past(node, k, v, past)
     result = attend(node, q, k, v, mask, bias, before)
@@ -192,7 +193,7 @@ def _biases(node: NodeContext, index: int, sizes: list[int]) -> list[Expr | None
         raise Unsupported(f"a bias of shape {shape_of(node.input(index))} for {sizes} features")
     array = node.array(index)
     parts: list[Expr | None] = []
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
+    for begin, end in pairwise(ends):
         if array is not None:
             parts.append(constant(array[begin:end]))
         else:

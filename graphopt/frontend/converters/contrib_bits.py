@@ -28,7 +28,7 @@ def unpacked(array: Array, bits: int) -> Array:
     """uint8 (…, n) as codes (…, n·8/bits), the lowest bits of a byte first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-    return codes.reshape(*array.shape[:-1], -1)
+    return np.asarray(codes.reshape(*array.shape[:-1], -1))
 
 
 def packed_rows(codes: Array, bits: int) -> Array:
@@ -36,7 +36,7 @@ def packed_rows(codes: Array, bits: int) -> Array:
     each = 8 // bits
     parts = codes.reshape(codes.shape[0] // each, each, codes.shape[1])
     shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(1, -1, 1)
-    return np.bitwise_or.reduce(parts << shifts, axis=1).astype(np.uint8)
+    return np.asarray(np.bitwise_or.reduce(parts << shifts, axis=1), np.uint8)
 
 
 def _zeros(node: NodeContext, bits: int, columns: int, blocks: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,7 @@ def group_query_attention(node: NodeContext) -> tuple[Expr, ...]:
     else:
         size = width // (heads + 2 * groups)
         ends = np.cumsum([0, heads * size, groups * size, groups * size])
-        sliced = [
-            node.slice(query, [2], [int(a)], [int(b)])
-            for a, b in zip(ends[:-1], ends[1:], strict=True)
-        ]
+        sliced = [node.slice(query, [2], [int(a)], [int(b)]) for a, b in pairwise(ends)]
         parts = list(zip(sliced, (heads, groups, groups), strict=True))
     q, k, v = (heads_first(node, value, count) for value, count in parts)
     q, k = _normalised(node, q, 14), _normalised(node, k, 15)
@@ -202,7 +200,7 @@ def _visible(node: NodeContext, rows: Expr, columns: int, dtype: str) -> Expr:
     else:
         end = node.slice(rows, [1], [length - 1], [length])
         keep = node.emit(op.less_equal(keys, node.reshape(end, (batch, 1, 1, 1))))
-    lowest = constant(np.finfo(dtype).min, dtype)
+    lowest = constant(float(np.finfo(dtype).min), dtype)
     return node.emit(op.where(keep, constant(0.0, dtype), lowest))
 
 
@@ -233,8 +231,7 @@ def _grouped(node: NodeContext, q: Expr, k: Expr, v: Expr, mask: Expr) -> Expr:
 
 def _repeated(node: NodeContext, mask: Expr, share: int) -> Expr:
     """(B,1,S,T) for `share` queries one after the other: (B,1,share·S,T), or (B,1,1,T)."""
-    batch, _, length, columns = shape_of(mask)
-    if length == 1 or share == 1:
+    if shape_of(mask)[2] == 1 or share == 1:
         return mask
     return node.emit(op.concat([mask] * share, 2))
 
