@@ -16,16 +16,16 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import fuzz_corpus
 import fuzz_engines
 import fuzz_mutations
 import numpy as np
-import onnx
 from fuzz_engines import Answer
 from fuzz_reduce import reductions
 from fuzz_workers import Worker
@@ -78,6 +78,7 @@ class Judge:
     def __init__(self) -> None:
         self._subject = Worker(fuzz_engines.run_graphopt, LIMITS)
         self._reference = Worker(fuzz_engines.run_onnxruntime, LIMITS)
+        self._helper = Worker(_helped, LIMITS)
 
     def verdict(self, data: bytes, seed: int) -> Verdict:
         """The verdict on the model in `data` with inputs from `seed`."""
@@ -101,6 +102,13 @@ class Judge:
         """End both processes."""
         self._subject.close()
         self._reference.close()
+        self._helper.close()
+
+    def _help(self, function: Callable[[bytes], Any], data: bytes, otherwise: Any) -> Any:
+        """function(data); ONNX's own inference, which some of them call, may end its process."""
+        self._helper.ask((function, data))
+        outcome = self._helper.answer()
+        return outcome.value if outcome.ended == "returned" else otherwise
 
     def _compared(self, data: bytes, seed: int, found: Answer, expected: Answer) -> Verdict:
         apart = {n: d for n, d in fuzz_engines.differences(found, expected).items() if d > 1}
@@ -113,9 +121,9 @@ class Judge:
         if a is None or a.shape != b.shape or a.dtype != b.dtype:
             have = "nothing" if a is None else f"{a.dtype}{list(a.shape)}"
             return Verdict(WRONG, f"{name}: {have}, expected {b.dtype}{list(b.shape)}")
-        if fuzz_engines.leaves_open(data):
+        if self._help(fuzz_engines.leaves_open, data, False):
             return Verdict(OPEN, detail)
-        if fuzz_engines.weights_not_finite(data):
+        if self._help(fuzz_engines.weights_not_finite, data, False):
             finite = fuzz_engines.finite_differences(found, expected)
             if all(finite.get(name, np.inf) <= 1 for name in apart):
                 return Verdict(OPEN, detail)
@@ -129,24 +137,21 @@ class Judge:
 
     def reduced(self, case: Case, verdict: Verdict) -> bytes:
         """A smaller model with the same kind of verdict, and the same reason if it is a crash."""
-        try:
-            best = onnx.ModelProto.FromString(case.data)
-        except Exception:
-            return case.data
-        tries = 0
-        progress = True
+        best, tries, progress = case.data, 0, True
         while progress and tries < MAX_REDUCTIONS:
             progress = False
-            for smaller in reductions(best):
+            for smaller in self._help(reductions, best, [])[: MAX_REDUCTIONS - tries]:
                 tries += 1
-                data = smaller.SerializeToString()
-                found = self.verdict(data, case.index)
+                found = self.verdict(smaller, case.index)
                 if found.kind == verdict.kind and signature(found) == signature(verdict):
                     best, progress = smaller, True
                     break
-                if tries >= MAX_REDUCTIONS:
-                    break
-        return bytes(best.SerializeToString())
+        return best
+
+
+def _helped(request: tuple[Callable[[bytes], Any], bytes]) -> Any:
+    function, data = request
+    return function(data)
 
 
 def _answered(outcome: Outcome) -> bool:

@@ -6,10 +6,20 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 from fuzz_corpus import reads
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 
-def reductions(model: ModelProto) -> Iterator[ModelProto]:
+def reductions(data: bytes) -> list[bytes]:
+    """Files of models smaller than the one in the file `data`; none if that cannot be read."""
+    try:
+        model = ModelProto.FromString(data)
+    except DecodeError:
+        return []
+    return [smaller.SerializeToString() for smaller in _smaller(model)]
+
+
+def _smaller(model: ModelProto) -> Iterator[ModelProto]:
     """Models with fewer outputs, fewer nodes or fewer constants, most promising first.
 
     A value inside becomes the only output, or a node goes and its results become inputs.

@@ -232,4 +232,10 @@ def _checked_shape(constant: Constant, spec: TensorSpec) -> tuple[int, ...]:
     # One number serves for a tensor of one element too.
     if constant.shape == () and all(dim in (1, None) for dim in spec.shape):
         return (1,) * len(spec.shape)
+    if spec.shape and len(constant.shape) != len(spec.shape):
+        raise OptionError(
+            "constants",
+            f"input '{spec.name}' has {len(spec.shape)} dimensions, its value has "
+            f"{len(constant.shape)}.",
+        )
     return constant.shape

@@ -61,7 +61,7 @@ def by_width(
 
 def _not_equal_zero(x: PrimExpr) -> PrimExpr:
     zero = like(0, x)
-    return tirx.any(x < zero, x > zero, is_nan(x)) if is_float(x) else x != zero
+    return tirx.any(x < zero, x > zero, is_nan(x)) if is_float(x) else tirx.NE(x, zero)
 
 
 def rounded_to_odd(x: PrimExpr) -> PrimExpr:

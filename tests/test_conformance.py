@@ -23,19 +23,19 @@ def conformance():
         sys.path.remove(str(BENCHMARKS))
 
 
-# Cases of this tenth that are refused for a reason which will stay: strings, images, training,
-# random numbers. Everything else must pass.
-REFUSED_FAMILIES = {
-    "Bernoulli",
-    "Equal",
-    "Gradient",
-    "ImageDecoder",
-    "LabelEncoder",
-    "RegexFullMatch",
-    "StringConcat",
-    "StringNormalizer",
-    "StringSplit",
-}
+# Cases that are refused for reasons which will stay. Everything else of this tenth must pass.
+REFUSED = (
+    "test_ai_onnx_ml_label_encoder",  # strings, as in the next four
+    "test_equal_string",
+    "test_regex",
+    "test_string",
+    "test_strnorm",
+    "test_bernoulli",  # random numbers
+    "test_training_dropout",
+    "test_gradient",
+    "test_image_decoder",
+    "test_resize_downsample_scales",  # align_corners, where ONNX and ONNX Runtime disagree
+)
 
 
 def test_a_tenth_of_the_suite(conformance):
@@ -48,7 +48,7 @@ def test_a_tenth_of_the_suite(conformance):
     refused = [
         f"{r.case}: {r.detail}"
         for r in results
-        if r.status == conformance.REFUSED and r.family not in REFUSED_FAMILIES
+        if r.status == conformance.REFUSED and not r.case.startswith(REFUSED)
     ]
     assert not refused, "\n".join(refused)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx import parser
+from onnx import ModelProto, parser
 
 import graphopt
 
@@ -26,6 +27,15 @@ REFUSED = {
         "(float[3] a, double[3] b) => (float[3] y) { y = Add(a, b) }",
         r"tensor\(double\), and input 0 is a tensor\(float\)",
     ),
+    "axes-of-floats": (
+        "(float[2] x, float[1] a) => (float[1, 2] y) { y = Unsqueeze(x, a) }",
+        "input 1 .*float.* Unsqueeze does not take",
+    ),
+    "number-of-outputs": (
+        "(float[2, 4] x) => (float[2, 2] y, float[2, 2] z)"
+        " { y, z = Split <axis = 1, num_outputs = 1> (x) }",
+        "num_outputs is 1, but the node has 2 outputs",
+    ),
     "seven-is-no-flag": (
         "(float[2, 3] a) => (int64[2] y) { y = ArgMin <axis = 1, keepdims = 7> (a) }",
         "keepdims is 7; it must be 0 or 1",
@@ -33,14 +43,43 @@ REFUSED = {
 }
 
 
+ACCEPTED = {
+    "number-to-bool-to-number": "(uint8[4] x) => (float[4] y) { b = Cast <to = 9> (x)"
+    " y = Cast <to = 1> (b) }",
+    "deep-chain": "(float[64] x) => (float[64] y) { s = Softplus(x) t = Tanh(s) y = Mul(x, t)"
+    " z = Mul(x, t) }",
+}
+
+
 def model(text: str):
-    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')
 
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
 def test_refused(text: str, reason: str) -> None:
     with pytest.raises(graphopt.ModelError, match=reason):
         graphopt.compile(model(text), cache=False)
+
+
+@pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
+def test_computed_as_by_onnxruntime(text: str) -> None:
+    proto = model(text)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    (spec,) = session.get_inputs()
+    x = np.arange(spec.shape[0]) % 3 - (spec.type == "tensor(float)")
+    x = x.astype(np.uint8 if spec.type == "tensor(uint8)" else np.float32)
+    (expected,) = session.run(None, {"x": x})
+    found = graphopt.compile(proto, cache=False).run({"x": x})["y"]
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [b"op_type", b"x_input", b"y_value"])
+def test_names_that_are_no_text(name: bytes) -> None:
+    text = "(float[2] x_input) => (float[2] z) { y_value = op_type(x_input) z = Relu(y_value) }"
+    data = model(text).SerializeToString().replace(name, b"\xd5" + name[1:])
+    for form in (data, ModelProto.FromString(data)):
+        with pytest.raises(graphopt.ModelError, match="not valid UTF-8"):
+            graphopt.compile(form, cache=False)
 
 
 def test_operators_of_several_types_are_not_refused() -> None:

@@ -167,7 +167,7 @@ class NodeContext:
         self._read: set[str] = set()
 
     def nested(self, node: NodeProto, values: NodeValues, opset: int) -> NodeContext:
-        """Another node as a part of this one, with values of its own and a standard operator set."""
+        """Another node as a part of this one, with values of its own and a standard opset."""
         return NodeContext(node, values, self._emitter, {"": opset})
 
     # Inputs

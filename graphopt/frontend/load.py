@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from graphopt.errors import ModelError
 from graphopt.frontend.model import OnnxModel, all_tensors, check_external, tensor_label
@@ -111,6 +112,20 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
+def _has_damaged_text(message: Message) -> bool:
+    """Whether a text in a message is not valid UTF-8: protobuf then gives its bytes."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            items = (value,) if isinstance(value, Message) else value
+            if any(_has_damaged_text(item) for item in items):
+                return True
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            texts = value if not isinstance(value, (str, bytes)) else (value,)
+            if any(isinstance(text, bytes) for text in texts):
+                return True
+    return False
+
+
 def _not_onnx(name: str) -> ModelError:
     return ModelError(
         "load", f"{name} is not an ONNX model.", hint="Export the model to ONNX (.onnx) first."
@@ -119,6 +134,12 @@ def _not_onnx(name: str) -> ModelError:
 
 def _check_complete(model: OnnxModel) -> None:
     proto = model.proto
+    if _has_damaged_text(proto):
+        raise ModelError(
+            "load",
+            "The model is damaged: a name in it is not valid UTF-8.",
+            hint="Download or export it again.",
+        )
     if not proto.opset_import:
         raise ModelError("load", "The model imports no operator set (opset_import is empty).")
     if not proto.graph.output:

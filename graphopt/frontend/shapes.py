@@ -166,6 +166,18 @@ def _operand(kind: TypeProto | None, constant: TensorProto | None) -> bounded.Op
     return bounded.Operand(kind.tensor_type.elem_type, shape, values)
 
 
+def _check_outputs(node: NodeProto) -> None:
+    """Refuse what ends the process in ONNX's inference, which believes `num_outputs`."""
+    stated = next((item.i for item in node.attribute if item.name == "num_outputs"), None)
+    if node.op_type == "Split" and stated is not None and stated != len(node.output):
+        raise ModelError(
+            "prepare",
+            f"num_outputs is {stated}, but the node has {len(node.output)} outputs.",
+            node=node.name,
+            hint="Correct the attribute.",
+        )
+
+
 def infer_node(
     node: NodeProto,
     types: Mapping[str, TypeProto],
@@ -186,6 +198,7 @@ def infer_node(
         schema = defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
     except defs.SchemaError:
         return contrib_types(node, types)
+    _check_outputs(node)
     inputs = {name: types[name] for name in node.input if name in types}
     data = {name: constants[name] for name in node.input if name in constants}
     try:

@@ -61,12 +61,6 @@ def check_standard(proto: ModelProto) -> None:
             node=_node_at_fault(text),
             hint="Export the model again, or check it with onnx.checker.",
         ) from error
-    except UnicodeDecodeError as error:  # the checker quotes what it does not like
-        raise ModelError(
-            "prepare",
-            "The model is damaged: a name in it is not valid UTF-8.",
-            hint="Download or export it again.",
-        ) from error
 
 
 def check_declared(

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 from harness import ALL_TRAITS, AVX512, SSE, run_candidate, scheduled
 
-from schedules import elementwise, scalar, scalar_zero
+from schedules import elementwise, scalar_zero
 from schedules.interface import Attr, Epilogue, Op, Step, TargetTraits, TensorSig, Workload
 
 Array = np.ndarray[Any, Any]
