@@ -104,8 +104,8 @@ def enter_child(limits: Limits) -> None:
 
 def _child(call: Callable[[], Any], limits: Limits, pipe: int) -> None:
     try:
-        enter_child(limits)
         try:
+            _confine(limits)
             message = _FINISHED + pickle.dumps(call())
         except BaseException as error:
             message = _RAISED + pickle.dumps(f"{type(error).__name__}: {error}"[:2000])
@@ -113,6 +113,21 @@ def _child(call: Callable[[], Any], limits: Limits, pipe: int) -> None:
             stream.write(message)
     finally:
         os._exit(0)
+
+
+def _confine(limits: Limits) -> None:
+    os.setsid()  # so that whatever it starts ends with it
+    faulthandler.disable()  # it would write to the parent's stderr
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = used + int(limits.gigabytes * 2**30)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # within another call it is lower already
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _collect(running: dict[int, _Child]) -> Iterator[tuple[int, Outcome]]:

@@ -167,6 +167,7 @@ def _ratio(program: Any, path: Path, feeds: Feeds) -> float:
     begin = time.perf_counter()
     while len(ours) < 5 or (len(ours) < 50 and time.perf_counter() - begin < 2):
         for times, call in ((ours, program.run), (theirs, partial(session.run, None))):
+            time.sleep(0.02)  # until the other's threads have stopped spinning
             start = time.perf_counter()
             call(feeds)
             times.append(time.perf_counter() - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import ModelProto, parser
+from onnx import ModelProto, TensorProto, helper, parser
 
 import graphopt
 
@@ -80,6 +80,17 @@ def test_names_that_are_no_text(name: bytes) -> None:
     for form in (data, ModelProto.FromString(data)):
         with pytest.raises(graphopt.ModelError, match="not valid UTF-8"):
             graphopt.compile(form, cache=False)
+
+
+def test_a_shape_of_more_dimensions_than_there_is_memory_for() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 1])
+    shape = helper.make_tensor_value_info("s", TensorProto.INT64, [2**62])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 3, 3])
+    node = helper.make_node("Expand", ["x", "s"], ["y"])
+    graph = helper.make_graph([node], "g", [x, shape], [y])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=4)
+    with pytest.raises(graphopt.GraphoptError, match="more dimensions than there is memory"):
+        graphopt.compile(proto, cache=False)
 
 
 def test_operators_of_several_types_are_not_refused() -> None:

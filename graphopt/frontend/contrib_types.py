@@ -179,7 +179,16 @@ def _gathered(node: NodeProto, types: Types) -> dict[int, TypeProto]:
     return {0: _kind(_element(node, types, 2), (*data[:axis], *indices, *data[axis + 1 :]))}
 
 
+def _lstm(node: NodeProto, types: Types) -> dict[int, TypeProto]:
+    steps, batch, _ = _dims(node, types, 0)
+    directions, hidden, _ = _dims(node, types, 2)
+    element = _element(node, types, 0)
+    state = _kind(element, (directions, batch, hidden))
+    return {0: _kind(element, (steps, directions, batch, hidden)), 1: state, 2: state}
+
+
 _RULES: Mapping[str, Rule] = {
+    "DynamicQuantizeLSTM": _lstm,
     **dict.fromkeys(
         (
             "BiasAdd",

@@ -225,6 +225,13 @@ def infer_node(
                 hint="Check the given input shapes.",
             ) from error
         return {}
+    except MemoryError as error:
+        raise ModelError(
+            "prepare",
+            f"{node.op_type} would make a tensor of more dimensions than there is memory for.",
+            node=node.name,
+            hint="Check the declared input shapes.",
+        ) from error
     except (checker.ValidationError, RuntimeError, ValueError, KeyError):
         return {}  # missing types or a withdrawn operator: nothing is known about the outputs
     return dict(inferred)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,16 @@ def _invertible(_view: View, found: WithConstant) -> str | None:
     with np.errstate(all="ignore"):
         inverse = (1.0 / found.c.astype(np.float64)).astype(found.c.dtype)
     tiny = np.finfo(np.float16 if found.dtype == "float16" else np.float32).tiny
-    usable = np.isfinite(inverse) & (np.abs(inverse) >= tiny)
-    return None if usable.all() else "the divisor has no finite, normal reciprocal"
+    if not (np.isfinite(inverse) & (np.abs(inverse) >= tiny)).all():
+        return "the divisor has no finite, normal reciprocal"
+    powers_of_two = np.frexp(np.abs(found.c.astype(np.float64)))[0] == 0.5
+    if prod(int(dim) for dim in found.x.ty.shape) < _FEW and not powers_of_two.all():
+        return "a few divisions cost nothing, and a rounded reciprocal would move quantized codes"
+    return None
+
+
+# The scale that DynamicQuantizeLinear computes is one division; a last bit decides ties.
+_FEW = 64
 
 
 def _divide(_view: View, found: WithConstant) -> Expr:
