@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from tvm import tirx
@@ -52,6 +53,8 @@ def _divisor(a: PrimExpr, b: PrimExpr) -> PrimExpr:
 
 def _divide(a: PrimExpr, b: PrimExpr) -> PrimExpr:
     if is_float(a):
+        if isinstance(b, tirx.FloatImm) and b.value == 0:  # TVM refuses to divide by it
+            return a * like(math.copysign(math.inf, b.value), a)
         return a / b
     return tirx.truncdiv(a, _divisor(a, b))
 

@@ -112,6 +112,13 @@ def _nonzero(node: NodeProto, operands: Sequence[Operand]) -> list[tuple[int, Sh
 
 
 def _nms(node: NodeProto, operands: Sequence[Operand]) -> list[tuple[int, Shape]]:
+    if len(operands[1].shape) != 3:
+        raise ModelError(
+            "prepare",
+            f"NonMaxSuppression takes scores of 3 dimensions, not {len(operands[1].shape)}.",
+            node=node.name,
+            hint="Check the input shapes.",
+        )
     batches, classes, boxes = operands[1].shape
     given = len(node.input) > 2 and bool(node.input[2])
     limit = nms_limit(operands[2].values if given else None, given)

@@ -54,6 +54,9 @@ def matmul_nbits(node: NodeContext) -> Expr:
     node.ignore("accuracy_level")
     if node.int_attr("weight_prepacked"):
         raise Unsupported("weights that are packed for a GPU", "Export for the CPU.")
+    if node.has(4):
+        # With zero points, ONNX Runtime's result is not that of the blocks that g_idx names.
+        raise Unsupported("the deprecated input g_idx is not supported")
     bits, block = node.int_attr("bits", 4), node.int_attr("block_size")
     depth, columns = node.int_attr("K"), node.int_attr("N")
     if bits not in (2, 4, 8) or block < 1 or block * bits % 8:
@@ -66,8 +69,6 @@ def matmul_nbits(node: NodeContext) -> Expr:
     codes = unpacked(b.reshape(columns, blocks, -1), bits).reshape(columns, blocks * block)
     scales = node.known(2, "the scales").reshape(columns, blocks).astype(np.float32)
     zeros = _zeros(node, bits, columns, blocks)
-    if node.has(4):
-        a, codes = _in_groups(node, a, codes, blocks, block, depth)
     rows = a if len(shape_of(a)) > 1 else node.reshape(a, (1, depth))
     result = node.emit(
         quantized.matmul_nbits(
@@ -81,21 +82,6 @@ def matmul_nbits(node: NodeContext) -> Expr:
     )
     result = node.reshape(result, (*shape_of(a)[:-1], columns))
     return node.emit(op.add(result, node.input(5))) if node.has(5) else result
-
-
-def _in_groups(
-    node: NodeContext, a: Expr, codes: Array, blocks: int, block: int, depth: int
-) -> tuple[Expr, Array]:
-    """a and the codes with their k ordered by group, where every group fills its block."""
-    groups = node.known(4, "the group index").reshape(-1)[:depth]
-    if (groups == np.arange(depth) // block).all():
-        return a, codes
-    order = np.argsort(groups, kind="stable")
-    if not (groups[order] == np.arange(depth) // block).all():
-        raise Unsupported("the groups of g_idx have different sizes")
-    codes = codes.copy()
-    codes[:, :depth] = codes[:, order]
-    return node.emit(op.take(a, constant(order), len(shape_of(a)) - 1)), codes
 
 
 def gather_block_quantized(node: NodeContext) -> Expr:

@@ -96,6 +96,8 @@ def _refusals(node: NodeContext) -> None:
         raise Unsupported("a quantized cache is not supported")
     if node.has(9):
         raise Unsupported("position_ids are not supported")
+    if node.has(14) != node.has(15):
+        raise Unsupported("one of q_norm_weight and k_norm_weight without the other")
 
 
 def _cached(

@@ -13,7 +13,7 @@ from graphopt.frontend.converters.convolution import conv, conv_transpose
 from graphopt.frontend.converters.delegate import apply, optional, passed_on
 from graphopt.frontend.converters.linear_algebra import gemm, matrix_product
 from graphopt.frontend.converters.pooling import max_pool
-from graphopt.frontend.emit import Expr, NodeContext, Unsupported, dtype_of, shape_of
+from graphopt.frontend.emit import Expr, NodeContext, Unsupported, dtype_of, normal_axis, shape_of
 
 op = relax.op
 
@@ -70,8 +70,11 @@ def fused_conv(node: NodeContext) -> Expr:
     return _fused_conv(node, last=False)
 
 
-def nhwc_conv(node: NodeContext) -> Expr:
-    """NhwcConv and NhwcFusedConv: channels last in the data, the weight as in Conv."""
+def nhwc_fused_conv(node: NodeContext) -> Expr:
+    """NhwcFusedConv: FusedConv with channels last in X, Z and Y, and the weight as in Conv.
+
+    NhwcConv has no converter: its document states the layouts of Conv, which its name contradicts.
+    """
     return _fused_conv(node, last=True)
 
 
@@ -184,23 +187,30 @@ def bias_add(node: NodeContext) -> Expr:
 
 
 def bias_softmax(node: NodeContext) -> Expr:
-    """Softmax of data + bias over all axes from `axis` on."""
+    """Softmax of data + bias over all axes from `axis` on.
+
+    The axes before `axis` along which the bias is repeated are the last ones of them where
+    `is_inner_broadcast`, else the first ones. ONNX Runtime's kernel goes by that attribute alone,
+    so a bias whose shape says something else is refused.
+    """
     x, bias = node.input(0), node.input(1)
     shape, rank = shape_of(x), len(shape_of(x))
-    axis = node.int_attr("axis", 1)
-    axis = axis + rank if axis < 0 else axis
-    inner = bool(node.int_attr("is_inner_broadcast"))
-    dims = shape_of(bias)
-    if len(dims) < rank and inner:
-        # The bias has the leading axes and those from `axis` on; what lies between is repeated.
-        lead = len(dims) - (rank - axis)
-        dims = (*dims[:lead], *[1] * (rank - len(dims)), *dims[lead:])
-        bias = node.reshape(bias, dims)
+    axis = normal_axis(node.int_attr("axis", 1), rank)
+    dims = (*[1] * (rank - len(shape_of(bias))), *shape_of(bias))
+    whole = shape[:axis]
+    splits = range(axis + 1)
+    if node.int_attr("is_inner_broadcast"):
+        repeated = [(*whole[:i], *[1] * (axis - i)) for i in splits]
+    else:
+        repeated = [(*[1] * i, *whole[i:]) for i in splits]
+    if len(dims) != rank or dims[axis:] != shape[axis:] or dims[:axis] not in repeated:
+        raise Unsupported(
+            f"a bias of shape {shape_of(bias)} for data of shape {shape} contradicts "
+            f"axis={axis} and is_inner_broadcast={node.int_attr('is_inner_broadcast')}"
+        )
     total = node.emit(op.add(x, bias))
-    if shape_of(total) != shape:
-        raise Unsupported(f"a bias of shape {dims} makes the result larger")
     width = int(np.prod(shape[axis:], dtype=np.int64))
-    flat = node.reshape(total, (int(np.prod(shape[:axis], dtype=np.int64)), width))
+    flat = node.reshape(total, (int(np.prod(whole, dtype=np.int64)), width))
     return node.reshape(node.emit(op.nn.softmax(flat, 1)), shape)
 
 
@@ -219,8 +229,7 @@ CONVERTERS: Mapping[tuple[str, str], Callable[[NodeContext], Any]] = {
         "FusedMatMulActivation": fused_matmul,
         "Gelu": bias_gelu,
         "GemmFastGelu": gemm_fast_gelu,
-        "NhwcConv": nhwc_conv,
-        "NhwcFusedConv": nhwc_conv,
+        "NhwcFusedConv": nhwc_fused_conv,
         "NhwcMaxPool": nhwc_max_pool,
         "QuickGelu": quick_gelu,
         "TransposeMatMul": fused_matmul,

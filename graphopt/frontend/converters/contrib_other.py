@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import dropwhile
 from typing import Any
 
 from tvm import relax
@@ -39,8 +40,17 @@ def expand_dims(node: NodeContext) -> Expr:
     return node.reshape(x, (*shape_of(x)[:axis], 1, *shape_of(x)[axis:]))
 
 
+def _stripped(node: NodeContext, index: int) -> tuple[int, ...]:
+    """An input's shape without its leading extents of 1."""
+    return tuple(dropwhile(lambda extent: extent == 1, shape_of(node.input(index))))
+
+
 def _complex_product(conjugate: bool) -> Callable[[NodeContext], Expr]:
-    """A·B, or A·conj(B), of numbers whose parts lie along the last axis of extent 2."""
+    """A·B, or A·conj(B), of numbers whose parts lie along the last axis of extent 2.
+
+    The document is silent about unequal shapes, and ONNX Runtime's kernel repeats an operand
+    rightly along leading axes only; other broadcasts are refused.
+    """
 
     def convert(node: NodeContext) -> Expr:
         def parts(index: int) -> tuple[Expr, Expr]:
@@ -51,6 +61,9 @@ def _complex_product(conjugate: bool) -> Callable[[NodeContext], Expr]:
             real, imaginary = (node.slice(x, [last], [i], [i + 1]) for i in (0, 1))
             return real, imaginary
 
+        short, long = sorted((_stripped(node, 0), _stripped(node, 1)), key=len)
+        if long[len(long) - len(short) :] != short:
+            raise Unsupported(f"factors of shapes {short} and {long} are not supported")
         (a, b), (c, d) = parts(0), parts(1)
         if conjugate:
             d = node.emit(op.negative(d))
