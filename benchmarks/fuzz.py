@@ -34,11 +34,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-AGREE, REFUSED, NO_REFERENCE = "agree", "refused", "no reference"
+AGREE, REFUSED, BOTH_REFUSE, NO_REFERENCE = "agree", "refused", "both refuse", "no reference"
 UNSTABLE, OPEN = "ill-conditioned", "left open"
 WRONG, CRASH, HANG = "wrong", "crash", "hang"
 FAILURES = (WRONG, CRASH, HANG)
-VERDICTS = (AGREE, REFUSED, NO_REFERENCE, UNSTABLE, OPEN, *FAILURES)
+VERDICTS = (AGREE, REFUSED, BOTH_REFUSE, NO_REFERENCE, UNSTABLE, OPEN, *FAILURES)
 
 LIMITS = Limits(seconds=60, gigabytes=6)
 NUDGES = 4
@@ -93,7 +93,8 @@ class Judge:
         if found.status == "internal":
             return Verdict(CRASH, found.detail)
         if found.status == "refused":
-            return Verdict(REFUSED, found.detail)
+            kind = REFUSED if _answered(reference) else BOTH_REFUSE
+            return Verdict(kind, found.detail)
         if found.status == "idle" or not _answered(reference):
             return Verdict(NO_REFERENCE)
         return self._compared(data, seed, found, reference.value)

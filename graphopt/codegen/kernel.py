@@ -4,8 +4,8 @@ A kernel has the signature
 
     kernel(params…, workspace…, task_id: i32, num_tasks: i32, barrier: i64*)
 
-and no calling convention of TVM's: all kernels of a program are private functions of one module,
-called in order by the program's team function (executable.py). Each worker runs every kernel on its
+and no calling convention of TVM's: the linker joins all kernels of a program (executable.py),
+and its team function calls them in order (team.py). Each worker runs every kernel on its
 share of each parallel loop; a barrier follows each loop that a later one may depend on.
 """
 
@@ -37,7 +37,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A lowered kernel: its function (private, pointers only) and the workspaces it takes."""
+    """A lowered kernel: its function (pointers only) and the workspaces it takes."""
 
     function: PrimFunc
     workspaces: tuple[Workspace, ...]

@@ -178,6 +178,23 @@ def _check_outputs(node: NodeProto) -> None:
         )
 
 
+_SHAPE_INPUTS = {"Expand": 1, "Reshape": 1, "Tile": 1, "ConstantOfShape": 0}
+_MAX_RANK = 64
+
+
+def _check_rank(node: NodeProto, types: Mapping[str, TypeProto]) -> None:
+    """Refuse what fills the memory in ONNX's inference: one dimension per element of a shape."""
+    place = _SHAPE_INPUTS.get(node.op_type, len(node.input))
+    shape = static_shape(types.get(node.input[place])) if place < len(node.input) else None
+    if shape and shape[0] > _MAX_RANK:
+        raise ModelError(
+            "prepare",
+            f"input {place} acts as a shape; {shape[0]} dimensions are more than can be.",
+            node=node.name,
+            hint="Check the declared input shapes.",
+        )
+
+
 def infer_node(
     node: NodeProto,
     types: Mapping[str, TypeProto],
@@ -199,6 +216,7 @@ def infer_node(
     except defs.SchemaError:
         return contrib_types(node, types)
     _check_outputs(node)
+    _check_rank(node, types)
     inputs = {name: types[name] for name in node.input if name in types}
     data = {name: constants[name] for name in node.input if name in constants}
     try:
@@ -225,13 +243,6 @@ def infer_node(
                 hint="Check the given input shapes.",
             ) from error
         return {}
-    except MemoryError as error:
-        raise ModelError(
-            "prepare",
-            f"{node.op_type} would make a tensor of more dimensions than there is memory for.",
-            node=node.name,
-            hint="Check the declared input shapes.",
-        ) from error
     except (checker.ValidationError, RuntimeError, ValueError, KeyError):
         return {}  # missing types or a withdrawn operator: nothing is known about the outputs
     return dict(inferred)

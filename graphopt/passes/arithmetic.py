@@ -73,13 +73,10 @@ def _invertible(_view: View, found: WithConstant) -> str | None:
     if not (np.isfinite(inverse) & (np.abs(inverse) >= tiny)).all():
         return "the divisor has no finite, normal reciprocal"
     powers_of_two = np.frexp(np.abs(found.c.astype(np.float64)))[0] == 0.5
-    if prod(int(dim) for dim in found.x.ty.shape) < _FEW and not powers_of_two.all():
-        return "a few divisions cost nothing, and a rounded reciprocal would move quantized codes"
+    # The scale that DynamicQuantizeLinear computes is one division; its last bit decides ties.
+    if prod(int(dim) for dim in found.x.ty.shape) == 1 and not powers_of_two.all():
+        return "one division costs nothing, and a rounded reciprocal may move quantized codes"
     return None
-
-
-# The scale that DynamicQuantizeLinear computes is one division; a last bit decides ties.
-_FEW = 64
 
 
 def _divide(_view: View, found: WithConstant) -> Expr:

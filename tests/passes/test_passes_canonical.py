@@ -48,6 +48,13 @@ def test_no_reciprocal_of_extremes(divisor):
     refuses(CanonicalizeArithmetic(), graph, "reciprocal")
 
 
+def test_a_single_division_stays_unless_its_reciprocal_is_exact():
+    scalar = {"x": (1, 1)}
+    third = make(scalar, lambda x: relax.op.divide(x, const(255.0)))
+    refuses(CanonicalizeArithmetic(), third, "rounded reciprocal")
+    fires(CanonicalizeArithmetic(), make(scalar, lambda x: relax.op.divide(x, const(8.0))))
+
+
 def test_integers_are_divided():
     inputs = {"x": ((2, 3), "int64")}
     refuses(CanonicalizeArithmetic(), make(inputs, lambda x: relax.op.divide(x, const(3, "int64"))))
