@@ -31,6 +31,15 @@ REFUSED = {
         "(float[1, 4, 4] b, float[4] s) => (int64[n, 3] y) { y = NonMaxSuppression(b, s) }",
         "NonMaxSuppression",
     ),
+    "a-sequence-for-a-position": (
+        "(float[2] x) => (float[2] y) { s = SequenceConstruct(x, x) y = SequenceAt(s, s) }",
+        r"input 1 .*seq\(tensor\(float\)\)",
+    ),
+    "a-map-over-no-sequence": (
+        "(float[2] x) => (seq(float[2]) y) { y = SequenceMap (x) <body = g (float[2] e) =>"
+        " (float[2] f) { f = Relu(e) }> }",
+        "input 0 .*SequenceMap does not take",
+    ),
     "axes-of-floats": (
         "(float[2] x, float[1] a) => (float[1, 2] y) { y = Unsqueeze(x, a) }",
         "input 1 .*float.* Unsqueeze does not take",

@@ -237,7 +237,11 @@ class Folder:
         condition = self.constants.get(node.input[0])
         if condition is None:
             return None
-        taken = "then_branch" if bool(self.model.array(condition).reshape(-1)[0]) else "else_branch"
+        value = self.model.array(condition)
+        if value.size != 1:
+            reason = f"The condition of If has {value.size} elements; it must have one."
+            raise ModelError("prepare", reason, node=node.name)
+        taken = "then_branch" if bool(value.reshape(())) else "else_branch"
         for attribute in node.attribute:
             if attribute.name == taken:
                 return attribute.g

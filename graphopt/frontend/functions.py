@@ -9,6 +9,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TypeProto
 
 from graphopt.errors import ModelError
 from graphopt.frontend.model import subgraphs
+from graphopt.frontend.operand_types import check_types
 from graphopt.frontend.rename import rename_nodes
 
 _MAX_DEPTH = 64
@@ -64,6 +65,9 @@ def standard_body(
     except defs.SchemaError:
         return None
     if schema.has_context_dependent_function:
+        check_types([node], types, opsets)  # ONNX believes that they are right, and crashes
+        if any(name not in types for name in node.input if name):
+            return None
         kinds = [types.get(name, TypeProto()).SerializeToString() for name in node.input]
         data = schema.get_context_dependent_function(node.SerializeToString(), kinds)
         function = FunctionProto.FromString(data)

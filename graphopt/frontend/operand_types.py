@@ -66,7 +66,7 @@ def wrong_operand(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -
     formals = _formals(node.op_type, domain, opset)
     bound: dict[str, tuple[int, str]] = {}
     for index, name in enumerate(node.input):
-        found = _tensor_type(types.get(name)) if name and formals else None
+        found = _type_name(types.get(name)) if name and formals else None
         if found is None:
             continue
         formal = formals[min(index, len(formals) - 1)]
@@ -105,9 +105,16 @@ def _schemas() -> tuple[Any, ...]:
     return tuple(defs.get_all_schemas_with_history())
 
 
-def _tensor_type(kind: TypeProto | None) -> str | None:
-    """The schemas' name of a tensor's type; None for other types and unknown ones."""
-    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.elem_type:
+def _type_name(kind: TypeProto | None) -> str | None:
+    """The schemas' name of a type, as "seq(tensor(float))"; None if it is not known."""
+    which = None if kind is None else kind.WhichOneof("value")
+    if kind is None or which is None:
+        return None
+    if which in ("sequence_type", "optional_type"):
+        inner = _type_name(getattr(kind, which).elem_type)
+        prefix = "seq" if which == "sequence_type" else "optional"
+        return None if inner is None else f"{prefix}({inner})"
+    if which != "tensor_type" or not kind.tensor_type.elem_type:
         return None
     try:
         return f"tensor({TensorProto.DataType.Name(kind.tensor_type.elem_type).lower()})"
