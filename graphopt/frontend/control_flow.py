@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
 from graphopt.errors import ModelError
+from graphopt.frontend.model import CONTROL_FLOW, is_standard
 from graphopt.frontend.shapes import dimensions
 
 if TYPE_CHECKING:
     from graphopt.frontend.fold import Folder
 
-CONTROL_FLOW = ("If", "Loop", "Scan")
 
 _MAX_ROUNDS = 64
 
 
 def is_control_flow(node: NodeProto) -> bool:
     """Whether the node is If, Loop or Scan."""
-    return node.op_type in CONTROL_FLOW and node.domain in ("", "ai.onnx")
+    return node.op_type in CONTROL_FLOW and is_standard(node)
 
 
 def body_of(node: NodeProto, name: str = "body") -> GraphProto:

@@ -15,14 +15,13 @@ from graphopt.frontend.evaluate import foldable
 from graphopt.frontend.host_nodes import (
     grows,
     is_data_dependent,
-    is_standard,
     is_stepwise,
     is_view,
     step_of,
 )
-from graphopt.frontend.model import subgraphs
+from graphopt.frontend.model import captured_names, is_standard
 from graphopt.frontend.rowwise import Operand, row_axis
-from graphopt.frontend.scope import Scope, free_names
+from graphopt.frontend.scope import Scope
 from graphopt.frontend.segments import Rows, Segments, value_operands
 from graphopt.frontend.shapes import dimensions, infer_node, static_shape
 
@@ -99,8 +98,7 @@ class Stager:
 
         known: set[str] = set()
         for node in nodes:
-            settled = [n in known or self._scope.constant(n) is not None for n in node.input if n]
-            if node.op_type in ("Shape", "Size") or (all(settled) and foldable(node)):
+            if self._settled(node, known):
                 known.update(node.output)
             loose = any(
                 name not in known and self._scope.constant(name) is None
@@ -111,6 +109,14 @@ class Stager:
                 node.input[:] = [readable(name) for name in node.input]
         self._results = [readable(name) for name in self._results]
         return [*given.values(), *nodes]
+
+    def _settled(self, node: NodeProto, known: set[str]) -> bool:
+        """Whether the node's results follow from shapes, constants and values that are `known`."""
+        if node.op_type in ("Shape", "Size"):
+            return True
+        needs = [name for name in node.input if name]
+        constant = self._scope.constant
+        return foldable(node) and all(n in known or constant(n) is not None for n in needs)
 
     # Cutting
 
@@ -128,10 +134,8 @@ class Stager:
         return done
 
     def _needs(self, node: NodeProto) -> set[str]:
-        names = {name for name in node.input if name}
-        for graph in subgraphs(node):
-            names |= {self._scope.resolve(name) for name in free_names(graph)}
-        return names
+        captured = {self._scope.resolve(name) for name in captured_names(node)}
+        return {name for name in node.input if name} | captured
 
     def _segment(self, accepts: Callable[[NodeProto], bool], rows: Rows | None = None) -> bool:
         """Make a segment of all nodes that are ready and accepted; row-wise if `rows` is given."""
@@ -156,10 +160,7 @@ class Stager:
             made.update(name for name in node.output if name)
             if is_data_dependent(node):
                 trimmed.update(name for name in node.output if name)
-            elif node.op_type in ("Shape", "Size") or (
-                foldable(node)
-                and all(n in known or self._scope.constant(n) is not None for n in needs)
-            ):
+            elif self._settled(node, known):
                 known.update(node.output)
         if not taken:
             return False
@@ -229,7 +230,8 @@ class Stager:
             padded, axes = bounded_node(node, None if shape is None else len(shape))
             count = padded.output[-1] = f"{node.name}/count"
             self._scope.set_type(count, helper.make_tensor_type_proto(TensorProto.INT64, [1]))
-            made = infer_node(padded, self._types(node), self._constants(node), self._opsets())
+            opsets = self._parts.model.opsets
+            made = infer_node(padded, self._types(node), self._constants(node), opsets)
             shapes = [static_shape(made.get(name)) for name in padded.output]
             limits = {s[axes[i]] for i, s in enumerate(shapes) if i in axes and s is not None}
             rows = Rows(limits.pop() if len(limits) == 1 else 0)
@@ -254,6 +256,3 @@ class Stager:
             for name, tensor in found.items()
             if tensor is not None and prod(tensor.dims) <= _MAX_PARAMETERS
         }
-
-    def _opsets(self) -> dict[str, int]:
-        return {opset.domain: opset.version for opset in self._parts.model.proto.opset_import}

@@ -26,7 +26,7 @@ from graphopt.frontend.emit import (
     constant_array,
     dtype_of,
 )
-from graphopt.frontend.model import Array, subgraphs
+from graphopt.frontend.model import Array, domain_of, is_standard, subgraphs
 from graphopt.ops.narrow import decode_float, encode_float
 
 _NARROW = """
@@ -113,7 +113,7 @@ class Operands:
     def __init__(self, values: Elements, emitter: GraphEmitter, node: NodeProto) -> None:
         self._values, self._emitter, self._node = values, emitter, node
         self._moves = only_moves(node)
-        standard = node.domain in ("", "ai.onnx") and not any(subgraphs(node))
+        standard = is_standard(node) and not any(subgraphs(node))
         self._on_halves = self._moves or not standard or node.op_type in _ON_HALVES
         self._widened: dict[str, Expr] = {}
         self._known: set[str] = set()  # values whose type the converter has asked for
@@ -165,7 +165,7 @@ def _is_half(value: Expr | Array) -> bool:
 
 def only_moves(node: NodeProto) -> bool:
     """Whether a node computes nothing with its elements."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _MOVES:
+    if not is_standard(node) or node.op_type not in _MOVES:
         return False
     reduction = next((a.s for a in node.attribute if a.name == "reduction"), b"none")
     return reduction in (b"none", b"")
@@ -224,7 +224,7 @@ def output_element(
             return int(attribute.i)
     if not any(read):
         return 0
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     try:
         schema = defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
     except defs.SchemaError:

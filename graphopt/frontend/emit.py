@@ -13,7 +13,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper
 from tvm import relax
 
 from graphopt.frontend.empty import settled
-from graphopt.frontend.model import Array
+from graphopt.frontend.model import Array, domain_of
 
 Expr = Any
 
@@ -159,7 +159,7 @@ class NodeContext:
         self.node = node
         self.id = node.name
         self.op_type: str = node.op_type
-        self.domain = "" if node.domain == "ai.onnx" else node.domain
+        self.domain = domain_of(node)
         self.opset = opsets.get(self.domain, 1)
         self._values = values
         self._emitter = emitter

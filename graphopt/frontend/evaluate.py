@@ -11,7 +11,7 @@ import numpy as np
 from onnx import NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from graphopt.frontend.model import Array
+from graphopt.frontend.model import CONTROL_FLOW, LISTS, Array, is_standard
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +29,9 @@ _NEVER = frozenset(
         "QuantizeLinear",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
-        "If",
-        "Loop",
-        "Scan",
+        *CONTROL_FLOW,
         "SequenceMap",
-        "SequenceEmpty",
-        "SequenceConstruct",
-        "SequenceInsert",
-        "SequenceErase",
-        "SequenceAt",
-        "SequenceLength",
-        "SplitToSequence",
-        "ConcatFromSequence",
-        "Optional",
-        "OptionalHasElement",
-        "OptionalGetElement",
+        *LISTS,
         "Conv",
         "ConvTranspose",
         "ConvInteger",
@@ -78,7 +66,7 @@ _MAX_GROWTH_ELEMENTS = 1 << 16
 def foldable(node: NodeProto) -> bool:
     """Whether a node may be replaced by its value when its inputs are constants."""
     return (
-        node.domain in ("", "ai.onnx")
+        is_standard(node)
         and node.op_type not in _NEVER
         and not any(attribute.HasField("g") for attribute in node.attribute)
     )

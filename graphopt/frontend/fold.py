@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -22,7 +22,7 @@ from graphopt.errors import ModelError
 from graphopt.frontend.control_flow import fold_bodies, is_control_flow
 from graphopt.frontend.evaluate import evaluate, foldable, worth_folding
 from graphopt.frontend.functions import standard_body
-from graphopt.frontend.model import Array, OnnxModel, subgraphs
+from graphopt.frontend.model import Array, OnnxModel, captured_names, is_standard
 from graphopt.frontend.rename import produced, rename_nodes
 from graphopt.frontend.shapes import infer_node, static_shape, tensor_type
 from graphopt.frontend.unroll import unrolled
@@ -50,10 +50,7 @@ class Folder:
         """
         self.model = model
         graph = model.proto.graph
-        self.opsets = {
-            "" if opset.domain == "ai.onnx" else opset.domain: opset.version
-            for opset in model.proto.opset_import
-        }
+        self.opsets = model.opsets
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.types: dict[str, TypeProto] = {}
@@ -132,16 +129,11 @@ class Folder:
         given = self.model.proto.graph
         outputs = [value.name for value in given.output]
         nodes = live_nodes(self.nodes, outputs)
-        used = set(outputs)
-        for node in nodes:
-            used.update(node.input)
-            for inner in subgraphs(node):
-                used |= captured(inner)
         result = GraphProto(name=given.name or "body", node=nodes, input=given.input)
         for value in given.output:
             kind = self.types.get(value.name, value.type)
             result.output.append(ValueInfoProto(name=value.name, type=kind))
-        for name in sorted(used):
+        for name in sorted(used_names(nodes, outputs)):
             tensor = self.constants.get(name)
             if tensor is not None and self._outer.get(name) is not tensor:
                 own = result.initializer.add()
@@ -159,7 +151,7 @@ class Folder:
 
     def _with_known_target(self, node: NodeProto) -> NodeProto:
         """CastLike as Cast, so that it folds when only the type of its second input is known."""
-        if node.op_type != "CastLike" or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "CastLike" or not is_standard(node):
             return node
         target = self.types.get(node.input[1])
         if target is None or not target.tensor_type.elem_type:
@@ -215,7 +207,7 @@ class Folder:
 
     def _known_values(self, node: NodeProto) -> dict[str, Array] | None:
         """Outputs that follow without evaluating the inputs: constants, shapes, sizes."""
-        if node.domain not in ("", "ai.onnx") or not node.output:
+        if not is_standard(node) or not node.output:
             return None
         output = node.output[0]
         if node.op_type == "Constant":
@@ -232,7 +224,7 @@ class Folder:
         return None
 
     def _taken_branch(self, node: NodeProto) -> GraphProto | None:
-        if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "If" or not is_standard(node):
             return None
         condition = self.constants.get(node.input[0])
         if condition is None:
@@ -328,15 +320,14 @@ def live_nodes(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
             continue
         live.append(node)
         needed.update(name for name in node.input if name)
-        for graph in subgraphs(node):
-            needed.update(captured(graph))
+        needed |= captured_names(node)
     return live[::-1]
 
 
-def captured(graph: GraphProto) -> set[str]:
-    names = {value.name for value in graph.output}
-    for node in graph.node:
-        names.update(node.input)
-        for inner in subgraphs(node):
-            names |= captured(inner)
-    return names
+def used_names(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> set[str]:
+    """What nodes and their bodies read, and the outputs."""
+    used = set(outputs)
+    for node in nodes:
+        used.update(node.input)
+        used |= captured_names(node)
+    return used

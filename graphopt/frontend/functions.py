@@ -8,7 +8,7 @@ from typing import Any
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TypeProto, defs
 
 from graphopt.errors import ModelError
-from graphopt.frontend.model import subgraphs
+from graphopt.frontend.model import domain_of, subgraphs
 from graphopt.frontend.operand_types import check_types
 from graphopt.frontend.rename import rename_nodes
 
@@ -57,7 +57,7 @@ def standard_body(
     None if the operator is not composite, or its definition is written in an operator set that
     means something else than the model's.
     """
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     if domain not in ("", "ai.onnx.preview") or node.op_type not in _DEFINED_BY_FUNCTION:
         return None
     try:

@@ -18,25 +18,9 @@ from graphopt.frontend.control_flow import (
     is_control_flow,
     scan_axes,
 )
+from graphopt.frontend.model import LISTS, is_standard
 from graphopt.frontend.scope import Scope, spec_of
 from graphopt.frontend.shapes import dimensions, static_shape
-
-LISTS = frozenset(
-    (
-        "SequenceEmpty",
-        "SequenceConstruct",
-        "SequenceInsert",
-        "SequenceErase",
-        "SequenceAt",
-        "SequenceLength",
-        "SplitToSequence",
-        "ConcatFromSequence",
-        "Optional",
-        "OptionalHasElement",
-        "OptionalGetElement",
-    )
-)
-"""Operators on sequences and optionals."""
 
 VIEWS = frozenset(("Expand", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"))
 """Operators that only re-read memory, so that values computed at run time need no compilation."""
@@ -44,11 +28,6 @@ VIEWS = frozenset(("Expand", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"
 _ATTRIBUTES = ("axis", "keepdims", "new_axis", "allowzero", "num_outputs")
 
 BlockMaker = Callable[[GraphProto, Scope, "tuple[str, ...]"], Block]
-
-
-def is_standard(node: NodeProto) -> bool:
-    """Whether the node is of ONNX's main domain."""
-    return node.domain in ("", "ai.onnx")
 
 
 def is_stepwise(node: NodeProto) -> bool:

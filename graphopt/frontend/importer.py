@@ -29,7 +29,7 @@ from graphopt.frontend.emit import (
     Unsupported,
     constant,
 )
-from graphopt.frontend.model import Array, OnnxModel
+from graphopt.frontend.model import Array, OnnxModel, domain_of, is_standard
 from graphopt.frontend.operand_types import wrong_operand
 from graphopt.frontend.shapes import graph_inputs, static_shape, tensor_type, unbound_inputs
 from graphopt.ir import Graph
@@ -144,7 +144,7 @@ def import_model(model: OnnxModel) -> Graph:
 
 def without_converter(model: OnnxModel) -> tuple[UnsupportedNode, ...]:
     """The nodes of a graph whose operator has no converter at all; bodies are not looked into."""
-    opsets = _opsets(model)
+    opsets = model.opsets
     return tuple(
         _refusal(node, opsets, _unknown(node))
         for node in model.proto.graph.node
@@ -173,16 +173,9 @@ def _unsupported_error(unsupported: Sequence[UnsupportedNode]) -> ModelError:
     )
 
 
-def _opsets(model: OnnxModel) -> dict[str, int]:
-    return {
-        "" if opset.domain == "ai.onnx" else opset.domain: opset.version
-        for opset in model.proto.opset_import
-    }
-
-
 def _run(model: OnnxModel, trial: bool = False) -> tuple[tuple[UnsupportedNode, ...], Graph | None]:
     proto = model.proto
-    opsets = _opsets(model)
+    opsets = model.opsets
     emitter = GraphEmitter()
     values = Values(model, trial)
     refused: list[UnsupportedNode] = []
@@ -227,7 +220,7 @@ def _run(model: OnnxModel, trial: bool = False) -> tuple[tuple[UnsupportedNode, 
 
 
 def _is_known(node: NodeProto) -> bool:
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     plain = domain == "" and node.op_type in ("Identity", "Constant")
     return plain or (domain, node.op_type) in CONVERTERS
 
@@ -257,7 +250,7 @@ def _convert(
     types: Mapping[str, TypeProto],
 ) -> Unsupported | None:
     """Convert one node; returns why not, if not."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     if domain == "" and node.op_type == "Identity":
         values.known[node.output[0]] = values[node.input[0]]
         values.note(node.output[0], values.element(node.input[0]))
@@ -304,7 +297,7 @@ def _unknown(node: NodeProto) -> Unsupported:
             "its layout is private to ONNX Runtime and to the machine it was optimised on",
             "Optimise the model with ORT_ENABLE_EXTENDED at most, or give the original model.",
         )
-    if node.domain not in ("", "ai.onnx"):
+    if not is_standard(node):
         return Unsupported(
             f"there is no converter for operators of domain '{node.domain}'",
             "Export the model without vendor-specific operators.",
@@ -318,7 +311,7 @@ def _unknown(node: NodeProto) -> Unsupported:
 
 
 def _refusal(node: NodeProto, opsets: Mapping[str, int], reason: Unsupported) -> UnsupportedNode:
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     return UnsupportedNode(
         node.name, node.op_type, domain, opsets.get(domain, 0), reason.reason, reason.hint
     )

@@ -21,7 +21,7 @@ from onnx import (
 )
 
 from graphopt.errors import ModelError
-from graphopt.frontend.model import subgraphs
+from graphopt.frontend.model import is_standard, subgraphs
 
 OLDEST_OPSET = 7
 """The first operator set that the converters know; below it operators broadcast by attributes."""
@@ -42,14 +42,14 @@ def modernise(proto: ModelProto) -> None:
     """
     version = _version(proto)
     for opset in proto.opset_import:
-        if opset.domain in ("", "ai.onnx"):
+        if is_standard(opset):
             opset.version = _TARGET
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     _rewrite_graph(proto.graph, constants, version)
 
 
 def _version(proto: ModelProto) -> int:
-    versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    versions = [o.version for o in proto.opset_import if is_standard(o)]
     return int(versions[0]) if versions else OLDEST_OPSET
 
 
@@ -284,7 +284,7 @@ def _rewritten(
         for graph in subgraphs(node):
             _rewrite_graph(graph, constants, version)
         old = _Node(node, constants, version)
-        if node.domain in ("", "ai.onnx"):
+        if is_standard(node):
             old.take("consumed_inputs")  # which inputs may be overwritten; no part of the result
             if node.op_type in _REWRITES:
                 _REWRITES[node.op_type](old)

@@ -35,6 +35,11 @@ class OnnxModel:
     base_dir: Path | None = None
     shared: Mapping[str, TensorProto] = field(default_factory=dict)
 
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Version of each operator set by its domain, see domain_of."""
+        return {domain_of(opset): opset.version for opset in self.proto.opset_import}
+
     def array(self, tensor: TensorProto) -> Array:
         """Values of one of the model's tensors; external ones are mapped, not read.
 
@@ -75,6 +80,26 @@ def _hash_message(hasher: Any, message: Any, depth: int) -> None:
             hasher.update(blob)
 
 
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
+LISTS = frozenset(
+    (
+        "SequenceEmpty",
+        "SequenceConstruct",
+        "SequenceInsert",
+        "SequenceErase",
+        "SequenceAt",
+        "SequenceLength",
+        "SplitToSequence",
+        "ConcatFromSequence",
+        "Optional",
+        "OptionalHasElement",
+        "OptionalGetElement",
+    )
+)
+"""Operators on sequences and optionals."""
+
+
 def subgraphs(node: Any) -> Iterator[GraphProto]:
     """The graphs in a node's attributes (If, Loop, Scan)."""
     for attribute in node.attribute:
@@ -82,6 +107,16 @@ def subgraphs(node: Any) -> Iterator[GraphProto]:
             yield attribute.g
         elif attribute.type == AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def domain_of(named: Any) -> str:
+    """The domain of a node or an operator set, "" for ONNX's own, which has two names."""
+    return "" if named.domain == "ai.onnx" else str(named.domain)
+
+
+def is_standard(named: Any) -> bool:
+    """Whether a node or an operator set is of ONNX's main domain."""
+    return domain_of(named) == ""
 
 
 def captured_names(node: Any) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from onnx import NodeProto, TensorProto, TypeProto, defs
 
 from graphopt.errors import ModelError
+from graphopt.frontend.model import domain_of
 
 _VARIADIC = defs.OpSchema.FormalParameterOption.Variadic
 
@@ -27,7 +28,7 @@ def check_types(
     """
     found = []
     for node in nodes:
-        domain = "" if node.domain == "ai.onnx" else node.domain
+        domain = domain_of(node)
         wrong = wrong_operand(node, types, opsets.get(domain, 0))
         if wrong is not None:
             found.append((node.name, wrong))
@@ -62,7 +63,7 @@ def wrong_operand(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -
         types: of the values that are known.
         opset: version of the node's operator set.
     """
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     if node.op_type == "Identity":
         return None  # folding puts it in for values of every kind, whatever the operator set
     formals = _formals(node.op_type, domain, opset)

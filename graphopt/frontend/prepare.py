@@ -8,11 +8,11 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from graphopt.errors import OptionError
-from graphopt.frontend.fold import Folder, captured, live_nodes, sparse_array
+from graphopt.frontend.fold import Folder, live_nodes, sparse_array, used_names
 from graphopt.frontend.functions import inline_functions
 from graphopt.frontend.identity import assign_ids
 from graphopt.frontend.legacy import is_legacy, modernise
-from graphopt.frontend.model import Array, OnnxModel, subgraphs
+from graphopt.frontend.model import Array, OnnxModel
 from graphopt.frontend.operand_types import check_types
 from graphopt.frontend.shapes import (
     bind_shapes,
@@ -54,12 +54,10 @@ def prepare(
     inline_functions(proto)
     weights = {tensor.name: tensor for tensor in source.proto.graph.initializer}
     weights.update(_dense(source))
-    weights.update(_bind_constants(proto, constants or {}))
-    bind_shapes(proto, shapes or {})
-    folder = Folder(OnnxModel(proto, model.base_dir), weights)
-    folder.run()
+    prepared = OnnxModel(proto, model.base_dir)
+    folder = _folded(prepared, weights, shapes or {}, constants or {})
     check_declared(model.proto, folder.nodes, folder.types, bound=bool(shapes))
-    check_types(folder.nodes, folder.types, {o.domain: o.version for o in proto.opset_import})
+    check_types(folder.nodes, folder.types, folder.opsets)
     return OnnxModel(_rebuilt(proto, folder), model.base_dir)
 
 
@@ -77,11 +75,22 @@ def prepare_segment(
     proto = _without_weights(segment.proto)
     weights = {tensor.name: tensor for tensor in segment.proto.graph.initializer}
     weights.update(segment.shared)
-    weights.update(_bind_constants(proto, constants))
-    bind_shapes(proto, shapes)
-    folder = Folder(OnnxModel(proto, segment.base_dir), weights)
-    folder.run()
+    folder = _folded(OnnxModel(proto, segment.base_dir), weights, shapes, constants)
     return OnnxModel(_rebuilt(proto, folder), segment.base_dir)
+
+
+def _folded(
+    model: OnnxModel,
+    weights: dict[str, TensorProto],
+    shapes: Mapping[str, Sequence[int]],
+    constants: Mapping[str, Array],
+) -> Folder:
+    """Bind a graph without initializers, in place, and walk over it."""
+    bound = _bind_constants(model.proto, constants)
+    bind_shapes(model.proto, shapes)
+    folder = Folder(model, {**weights, **bound})
+    folder.run()
+    return folder
 
 
 def _upgraded(proto: ModelProto) -> ModelProto:
@@ -167,11 +176,7 @@ def _rebuilt(proto: ModelProto, folder: Folder) -> ModelProto:
     graph = proto.graph
     outputs = [value.name for value in graph.output]
     nodes = live_nodes(folder.nodes, outputs)
-    used = set(outputs)
-    for node in nodes:
-        used.update(node.input)
-        for inner in subgraphs(node):
-            used |= captured(inner)
+    used = used_names(nodes, outputs)
     rebuilt = ModelProto(
         ir_version=proto.ir_version,
         opset_import=proto.opset_import,

@@ -14,8 +14,7 @@ from typing import TypeAlias
 
 from onnx import NodeProto, TensorProto, helper
 
-from graphopt.frontend.host_nodes import is_standard
-from graphopt.frontend.model import Array
+from graphopt.frontend.model import Array, is_standard
 
 Shape = tuple[int | None, ...]
 

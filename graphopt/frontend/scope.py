@@ -10,7 +10,7 @@ from onnx import GraphProto, TensorProto, TypeProto, helper
 
 from graphopt.codegen.host_program import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE, TENSOR
 from graphopt.codegen.plan import BoundInput, TensorSpec
-from graphopt.frontend.model import Array, subgraphs
+from graphopt.frontend.model import Array
 from graphopt.frontend.shapes import dimensions, tensor_type
 
 # Larger constants that steps read are given out by segments, from the weights.
@@ -142,18 +142,6 @@ class Scope:
             assert found is not None, f"{name} is too large for a step"
             return found
         return self._ids[name]
-
-
-def free_names(graph: GraphProto) -> set[str]:
-    """Names that a body takes from the graphs around it."""
-    local = {tensor.name for tensor in graph.initializer} | {v.name for v in graph.input}
-    local |= {name for node in graph.node for name in node.output}
-    found = {value.name for value in graph.output}
-    for node in graph.node:
-        found.update(node.input)
-        for inner in subgraphs(node):
-            found |= free_names(inner)
-    return {name for name in found - local if name}
 
 
 def unwrapped(kind: TypeProto) -> tuple[str, TypeProto]:

@@ -24,7 +24,7 @@ from onnx import (
 from graphopt.errors import ModelError, OptionError
 from graphopt.frontend import bounded
 from graphopt.frontend.contrib_types import contrib_types
-from graphopt.frontend.model import OnnxModel
+from graphopt.frontend.model import OnnxModel, domain_of
 
 Shape = tuple[int | None, ...]
 
@@ -206,7 +206,7 @@ def infer_node(
     Raises:
         ModelError: the inputs' static shapes or types contradict the operator.
     """
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     if domain == bounded.DOMAIN:
         return bounded.infer_bounded(
             node, [_operand(types.get(n), constants.get(n)) for n in node.input]

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, defs
 
 from graphopt.errors import ModelError
-from graphopt.frontend.model import OnnxModel, captured_names, tensor_label
+from graphopt.frontend.model import OnnxModel, captured_names, domain_of, is_standard, tensor_label
 
 _MAX_RANK = 32  # NumPy's least limit, and more than any model needs
 _MAX_DENSE = 1 << 27  # elements of a sparse tensor made dense
@@ -36,7 +36,7 @@ def _check_opsets(proto: ModelProto) -> None:
     newest = defs.onnx_opset_version()
     versions: dict[str, int] = {}
     for opset in proto.opset_import:
-        domain = "" if opset.domain == "ai.onnx" else opset.domain
+        domain = domain_of(opset)
         label = domain or "ai.onnx"
         if versions.setdefault(domain, opset.version) != opset.version:
             raise ModelError(
@@ -55,7 +55,7 @@ def _check_opsets(proto: ModelProto) -> None:
     if "" in versions:
         return
     for i, node in enumerate(proto.graph.node):
-        if node.domain in ("", "ai.onnx"):
+        if is_standard(node):
             raise ModelError(
                 "prepare",
                 f"{node.op_type} is an operator of ai.onnx, of which the model imports no "

@@ -343,6 +343,18 @@ def test_folded_slices_are_numpys(shape: list[int], start: int, end: int, step: 
     np.testing.assert_array_equal(model.array(tensor), data[start:end:step])
 
 
+def test_onnxs_own_domain_may_be_spelled_out() -> None:
+    # Max takes int64 since operator set 12.
+    proto = model_of(
+        [helper.make_node("Max", ["x", "x"], ["y"])],
+        [info("x", TensorProto.INT64, [3])],
+        [info("y", TensorProto.INT64, [3])],
+    )
+    proto.opset_import[0].domain = "ai.onnx"
+    (node,) = ready(proto).proto.graph.node
+    assert node.op_type == "Max"
+
+
 def test_an_stft_without_onesided_is_onesided_though_inference_forgets_it() -> None:
     proto = model_of(
         [helper.make_node("STFT", ["x", "step", "", "size"], ["y"])],
