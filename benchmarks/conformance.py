@@ -10,7 +10,6 @@ given each model twice: as it is, and, where it refuses that, with operator sets
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import json
 import sys
@@ -25,7 +24,9 @@ from typing import Any
 import isolation
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from conformance_engines import ENGINES, Engine, Feeds, RefusalError
+from double import doubled, in_double, is_float
+from onnx import numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
@@ -44,9 +45,6 @@ EXOTIC = frozenset(
     if name.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2", "STRING"))
 )
 
-Feeds = dict[str, Any]
-Engine = Callable[[onnx.ModelProto, Feeds], list[Any]]
-
 
 @dataclass(frozen=True)
 class Result:
@@ -59,10 +57,6 @@ class Result:
     engine: str
     status: str
     detail: str = ""
-
-
-class RefusalError(Exception):
-    """The engine declined the model in an orderly way."""
 
 
 def cases(kinds: Sequence[str] = KINDS) -> list[TestCase]:
@@ -153,126 +147,6 @@ def _value(data: bytes, kind: onnx.TypeProto) -> Any:
     return numpy_helper.to_array(onnx.TensorProto.FromString(data))
 
 
-def run_graphopt(model: onnx.ModelProto, feeds: Feeds) -> list[Any]:
-    """Compile and run with graphopt; a RefusalError where it gives a reason."""
-    import graphopt
-
-    try:
-        compiled = graphopt.compile(model, threads=1)
-        results = compiled.run(feeds)
-    except graphopt.GraphoptError as error:
-        if error.stage == "internal":
-            raise
-        raise RefusalError(str(error)) from error
-    return [results[value.name] for value in model.graph.output]
-
-
-def run_onnxruntime(model: onnx.ModelProto, feeds: Feeds) -> list[Any]:
-    """ONNX Runtime, as it comes."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        names = [value.name for value in session.get_inputs() if value.name in feeds]
-        if any(_is_foreign(feeds[name]) for name in names) or _foreign_outputs(model):
-            return _run_ort_values(session, {n: (feeds[n], kinds[n]) for n in names})
-        return list(session.run(None, {name: feeds[name] for name in names}))
-    except Exception as error:  # it raises many types, and asserts, for what it does not support
-        raise RefusalError(f"{type(error).__name__}: {error}") from error
-
-
-def _is_foreign(value: Any) -> bool:
-    """Whether an array's type is one that ONNX Runtime's bindings do not know from NumPy."""
-    return isinstance(value, np.ndarray) and value.dtype.kind not in "fiubOUS"
-
-
-def _foreign_outputs(model: onnx.ModelProto) -> bool:
-    return any(
-        helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).kind not in "fiubOUS"
-        for value in model.graph.output
-        if value.type.tensor_type.elem_type
-    )
-
-
-def _run_ort_values(session: Any, feeds: dict[str, tuple[Any, int]]) -> list[Any]:
-    """A run in which tensors of bfloat16, float8 and the like go in and out as their bytes."""
-    from onnxruntime import OrtValue
-
-    values = {
-        name: OrtValue.ortvalue_from_numpy_with_onnx_type(_packed(array), kind)
-        if _is_foreign(array)
-        else OrtValue.ortvalue_from_numpy(array)
-        for name, (array, kind) in feeds.items()
-    }
-    results = []
-    for result in session.run_with_ort_values(None, values):
-        kind = result.element_type()
-        dtype = helper.tensor_dtype_to_np_dtype(kind)
-        if dtype.kind in "fiubOUS":
-            results.append(result.numpy())
-            continue
-        count = int(np.prod(result.shape()))
-        bits = _BITS.get(kind, 8 * dtype.itemsize)
-        raw = ctypes.string_at(result.data_ptr(), -(-count * bits // 8))
-        tensor = onnx.TensorProto(data_type=kind, dims=result.shape(), raw_data=raw)
-        results.append(numpy_helper.to_array(tensor))
-    return results
-
-
-_BITS = {
-    getattr(onnx.TensorProto, name): bits
-    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
-}
-
-
-def _packed(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The bytes of a tensor as ONNX stores them; 2-byte elements stay as they are."""
-    if array.dtype.itemsize == 2:
-        return array.view(np.uint16)
-    if helper.np_dtype_to_tensor_dtype(array.dtype) in _BITS:
-        raise RefusalError("its bindings take no tensors of fewer than 8 bits")
-    return array.view(np.uint8)
-
-
-def run_restamped(model: onnx.ModelProto, feeds: Feeds) -> list[Any]:
-    """ONNX Runtime; where it refuses, again with operator set versions that it knows."""
-    try:
-        return run_onnxruntime(model, feeds)
-    except RefusalError as refusal:
-        first = refusal
-    for newest in _KNOWN_OPSETS:
-        restamped = onnx.ModelProto()
-        restamped.CopyFrom(model)
-        restamped.ir_version = min(restamped.ir_version, 11)
-        for opset in restamped.opset_import:
-            if opset.domain in ("", "ai.onnx"):
-                opset.version = max(7, min(opset.version, newest))
-            elif opset.domain == "ai.onnx.ml":
-                opset.version = min(opset.version, 5)
-        try:
-            return run_onnxruntime(restamped, feeds)
-        except RefusalError:
-            continue
-    raise first
-
-
-# ONNX Runtime implements some operators in the newest of these only, others only in older ones.
-_KNOWN_OPSETS = (26, 25, 24, 23, 22, 21, 20, 18, 16, 13)
-
-
-ENGINES: dict[str, Engine] = {
-    "graphopt": run_graphopt,
-    "onnxruntime": run_onnxruntime,
-    "onnxruntime-restamped": run_restamped,
-}
-
-
 def judge(case: TestCase, engine: Engine) -> tuple[str, str]:
     """Run one case on one engine, here: its status and what went wrong."""
     model = load(case)
@@ -303,14 +177,14 @@ def is_finer(
     """
     try:
         evaluator = ReferenceEvaluator(in_double(model))
-        doubled = {name: _doubled(value) for name, value in feeds.items()}
-        exact = evaluator.run(None, doubled)
+        given = {name: doubled(value) for name, value in feeds.items()}
+        exact = evaluator.run(None, given)
     except Exception:  # the evaluator raises what its NumPy code runs into
         return False
     for got, want, true in zip(actual, expected, exact, strict=True):
         if not isinstance(got, np.ndarray) or (got.dtype, got.shape) != (want.dtype, want.shape):
             return False
-        if not _is_float(want.dtype):
+        if not is_float(want.dtype):
             if not np.array_equal(got, want):
                 return False
             continue
@@ -320,44 +194,6 @@ def is_finer(
         if not errors[0] <= errors[1]:
             return False
     return True
-
-
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-
-
-def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float64 in place of narrower floats."""
-    doubled = onnx.ModelProto()
-    doubled.CopyFrom(model)
-    graph = doubled.graph
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type in _FLOATS:
-            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    for tensor in graph.initializer:
-        _double(tensor)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype", "softmax_precision") and attribute.i in _FLOATS:
-                attribute.i = onnx.TensorProto.DOUBLE
-            if attribute.HasField("t"):
-                _double(attribute.t)
-    return doubled
-
-
-def _double(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _FLOATS:
-        array = numpy_helper.to_array(tensor).astype(np.float64)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-
-def _doubled(value: Any) -> Any:
-    narrow = isinstance(value, np.ndarray) and _is_float(value.dtype)
-    return value.astype(np.float64) if narrow else value
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def difference(actual: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float) -> str:

@@ -6,13 +6,12 @@ import contextlib
 import os
 import pickle
 import select
-import signal
 import struct
 import time
 from collections.abc import Callable
 from typing import Any
 
-from isolation import Limits, Outcome, enter_child
+from isolation import Limits, Outcome, death, enter_child, kill_child
 
 _HEADER = struct.Struct("<Q")
 
@@ -53,7 +52,7 @@ class Worker:
                 return Outcome("timeout")
             chunk = os.read(self._answers, 1 << 20)
             if not chunk:
-                return self._died()
+                return death(self._reap())
             received += chunk
             if len(received) >= _HEADER.size:
                 (size,) = _HEADER.unpack_from(received)
@@ -67,16 +66,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         if self._pid:
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError):
-                    kill(self._pid, signal.SIGKILL)
+            kill_child(self._pid)
             self._reap()
-
-    def _died(self) -> Outcome:
-        status = self._reap()
-        if os.WIFSIGNALED(status):
-            return Outcome("died", detail=signal.Signals(os.WTERMSIG(status)).name)
-        return Outcome("died", detail=f"exit status {os.WEXITSTATUS(status)}")
 
     def _reap(self) -> int:
         _, status = os.waitpid(self._pid, 0)

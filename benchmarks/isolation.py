@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -98,6 +99,9 @@ def enter_child(limits: Limits) -> None:
     os.dup2(quiet, 2)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = used + int(limits.gigabytes * 2**30)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # within another call it is lower already
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -105,7 +109,7 @@ def enter_child(limits: Limits) -> None:
 def _child(call: Callable[[], Any], limits: Limits, pipe: int) -> None:
     try:
         try:
-            _confine(limits)
+            enter_child(limits)
             message = _FINISHED + pickle.dumps(call())
         except BaseException as error:
             message = _RAISED + pickle.dumps(f"{type(error).__name__}: {error}"[:2000])
@@ -113,21 +117,6 @@ def _child(call: Callable[[], Any], limits: Limits, pipe: int) -> None:
             stream.write(message)
     finally:
         os._exit(0)
-
-
-def _confine(limits: Limits) -> None:
-    os.setsid()  # so that whatever it starts ends with it
-    faulthandler.disable()  # it would write to the parent's stderr
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = used + int(limits.gigabytes * 2**30)
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # within another call it is lower already
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _collect(running: dict[int, _Child]) -> Iterator[tuple[int, Outcome]]:
@@ -151,11 +140,23 @@ def _collect(running: dict[int, _Child]) -> Iterator[tuple[int, Outcome]]:
             yield index, outcome
 
 
-def _outcome(message: bytes, status: int) -> Outcome:
+def death(status: int) -> Outcome:
+    """The outcome of a process that ended with this wait status before it had answered."""
     if os.WIFSIGNALED(status):
         return Outcome("died", detail=signal.Signals(os.WTERMSIG(status)).name)
-    if not message:
-        return Outcome("died", detail=f"exit status {os.WEXITSTATUS(status)}")
+    return Outcome("died", detail=f"exit status {os.WEXITSTATUS(status)}")
+
+
+def kill_child(pid: int) -> None:
+    """Kill a process that called enter_child, and all that it started; the caller waits for it."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+
+
+def _outcome(message: bytes, status: int) -> Outcome:
+    if os.WIFSIGNALED(status) or not message:
+        return death(status)
     content = pickle.loads(message[1:])
     if message[:1] == _RAISED:
         return Outcome("raised", detail=content)
@@ -163,10 +164,6 @@ def _outcome(message: bytes, status: int) -> Outcome:
 
 
 def _end(child: _Child) -> None:
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill_child(child.pid)
     os.waitpid(child.pid, 0)
     os.close(child.pipe)

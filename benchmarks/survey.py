@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ import isolation
 import numpy as np
 import onnx
 from onnx import helper
+
+from graphopt.bench import relative_error
 
 Feeds = dict[str, Any]
 
@@ -147,16 +150,7 @@ def compare(path: Path) -> list[Finding]:
 
 
 def _error(got: Any, want: Any) -> float:
-    if got.dtype != want.dtype or got.shape != want.shape:
-        return float("inf")
-    if not want.size:
-        return 0.0
-    if not np.array_equal(np.isfinite(got), np.isfinite(want)):
-        return float("inf")
-    finite = np.isfinite(want)
-    difference = np.abs(got[finite].astype(np.float64) - want[finite].astype(np.float64))
-    scale = float(np.abs(want[finite].astype(np.float64)).max(initial=0.0)) or 1.0
-    return float(difference.max(initial=0.0)) / scale
+    return relative_error(got, want) if got.dtype == want.dtype else math.inf
 
 
 def _ratio(program: Any, path: Path, feeds: Feeds) -> float:

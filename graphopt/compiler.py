@@ -13,7 +13,6 @@ from graphopt.codegen.executable import build
 from graphopt.codegen.jobs import KernelJobs
 from graphopt.codegen.plan import Plan
 from graphopt.config import CompileConfig
-from graphopt.errors import ModelError
 from graphopt.frontend.importer import import_model, refuse_unknown
 from graphopt.frontend.model import Array, OnnxModel
 from graphopt.frontend.partition import Staged, needs_host, partition
@@ -60,25 +59,6 @@ class CutModel:
 Preparation: TypeAlias = Callable[
     [OnnxModel, Mapping[str, tuple[int, ...]], Mapping[str, Array]], OnnxModel
 ]
-
-
-def compile_program(
-    model: OnnxModel,
-    config: CompileConfig,
-    shapes: Mapping[str, tuple[int, ...]],
-    constants: Mapping[str, Array] | None = None,
-    pool: WeightPool | None = None,
-    linked: bool = False,
-) -> Program:
-    """Compile a model that is one straight-line program; arguments and errors as for compile_model.
-
-    Raises:
-        ModelError: the model has control flow, lists or shapes that depend on data.
-    """
-    result = compile_model(model, config, shapes, constants, pool, linked)
-    if isinstance(result, CutModel):
-        raise ModelError("prepare", "the model is no straight-line program.")
-    return result
 
 
 def compile_model(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 
 from schedules import nest
@@ -26,26 +27,10 @@ INSERTION = 48
 _DIGIT_BITS = 8
 _DIGITS = 1 << _DIGIT_BITS
 
-_KEY_BYTES = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "float32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float64": 8,
-}
-
 
 def key_dtype(dtype: str) -> str:
     """The integer type of the keys of elements of `dtype`."""
-    return "int64" if _KEY_BYTES[dtype] == 8 else "int32"
+    return "int64" if np.dtype(dtype).itemsize == 8 else "int32"
 
 
 def key_of(value: PrimExpr, dtype: str, nan_first: bool = False) -> PrimExpr:
@@ -53,7 +38,7 @@ def key_of(value: PrimExpr, dtype: str, nan_first: bool = False) -> PrimExpr:
 
     NaN is the largest, or with `nan_first` the least.
     """
-    bits, wide = 8 * _KEY_BYTES[dtype], key_dtype(dtype)
+    bits, wide = 8 * np.dtype(dtype).itemsize, key_dtype(dtype)
     if "float" in dtype:
         raw = cast(tirx.reinterpret(f"int{bits}", value), wide)
         largest = (1 << (bits - 1)) - 1
@@ -150,7 +135,9 @@ class Sorter:
         """`dtype` is that of the elements that the keys stand for."""
         self._pairs, self._most = pairs, most
         self._key = key_dtype(dtype)
-        self._passes = max(2, _KEY_BYTES[dtype])  # even: the last one ends where the first began
+        self._passes = max(
+            2, np.dtype(dtype).itemsize
+        )  # even: the last one ends where the first began
         self._other = Pairs.scratch(most, self._key, "other")
         self._counts = scratch((_DIGITS,), "int32", "digits")
         self._at = Scalar("int32", "at")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from PIL import Image, ImageDraw, ImageFont
 
 import graphopt
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from double import doubled, in_double
 
 TOLERANCE = 1e-4
 Feeds = dict[str, Any]
@@ -162,16 +166,7 @@ class STFT(OpRun):  # type: ignore[misc]
 
 def in_float64(file: Path, feeds: Feeds) -> Feeds:
     """The model's results in float64; only for models that onnx's evaluator can run."""
-    model = onnx.load(file)
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    constants = [a.t for n in model.graph.node for a in n.attribute if a.HasField("t")]
-    for tensor in (*model.graph.initializer, *constants):
-        if tensor.data_type in floats:
-            array = numpy_helper.to_array(tensor).astype(np.float64)
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type in floats:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    doubled = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in feeds.items()}
-    results = ReferenceEvaluator(model, new_ops=[STFT]).run(None, doubled)
+    model = in_double(onnx.load(file))
+    given = {name: doubled(value) for name, value in feeds.items()}
+    results = ReferenceEvaluator(model, new_ops=[STFT]).run(None, given)
     return dict(zip([value.name for value in model.graph.output], results, strict=True))

@@ -9,7 +9,7 @@ import pytest
 from emulate import missing_tools, run_on_aarch64
 from onnx import TensorProto, helper
 
-from graphopt.compiler import compile_program
+from graphopt.compiler import Program, compile_model
 from graphopt.config import CompileConfig
 from graphopt.frontend.load import load_model
 
@@ -92,7 +92,8 @@ def attention_block():
 def test_an_aarch64_program_computes_the_same(make, tmp_path):
     model = make()
     config = CompileConfig.of(target="aarch64:cortex-a76", threads=1)
-    program = compile_program(load_model(model), config, {})
+    program = compile_model(load_model(model), config, {})
+    assert isinstance(program, Program)
     dims = program.plan.inputs[0].shape
     x = np.random.default_rng(2).standard_normal(dims).astype(np.float32)
     session = onnxruntime.InferenceSession(

@@ -20,22 +20,33 @@ from graphopt.frontend.emit import (
 op = relax.op
 
 
-def matrix_product(node: NodeContext, a: Expr, b: Expr) -> Expr:
-    """NumPy's matmul; vectors are lifted to matrices, so that kernels see rank ≥ 2 only."""
+def lifted_product(
+    node: NodeContext, a: Expr, b: Expr, product: Callable[[Expr, Expr], Expr]
+) -> Expr:
+    """NumPy's matmul by a `product` of operands of rank ≥ 2, to which vectors are lifted."""
     rank_a, rank_b = len(shape_of(a)), len(shape_of(b))
     if rank_a == 1:
         a = node.reshape(a, (1, *shape_of(a)))
     if rank_b == 1:
         b = node.reshape(b, (*shape_of(b), 1))
-    if shape_of(a)[-1] != shape_of(b)[-2]:
-        raise Unsupported(f"{shape_of(a)} and {shape_of(b)} cannot be multiplied")
-    result = node.emit(op.matmul(a, b))
+    result = product(a, b)
     shape = list(shape_of(result))
     if rank_b == 1:
         del shape[-1]
     if rank_a == 1:
         del shape[-1 if rank_b == 1 else -2]
     return node.reshape(result, shape)
+
+
+def matrix_product(node: NodeContext, a: Expr, b: Expr) -> Expr:
+    """NumPy's matmul; kernels see rank ≥ 2 only."""
+
+    def product(a: Expr, b: Expr) -> Expr:
+        if shape_of(a)[-1] != shape_of(b)[-2]:
+            raise Unsupported(f"{shape_of(a)} and {shape_of(b)} cannot be multiplied")
+        return node.emit(op.matmul(a, b))
+
+    return lifted_product(node, a, b, product)
 
 
 def matmul(node: NodeContext) -> Expr:

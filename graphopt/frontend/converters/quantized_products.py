@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from graphopt.frontend.converters.linear_algebra import lifted_product
 from graphopt.frontend.converters.quantization import STORAGE, dynamically_quantized, spread
 from graphopt.frontend.converters.windows import read_window
 from graphopt.frontend.emit import (
@@ -124,26 +125,19 @@ def multiply_integers(node: NodeContext, a: Expr, b: Expr, zeros: tuple[int, int
 
     Zero points are one, one per row of a and per column of b, or of the operand's rank.
     """
-    a, b = _checked(node, a), _checked(node, b)
-    rank_a, rank_b = len(shape_of(a)), len(shape_of(b))
-    if rank_a == 1:
-        a = node.reshape(a, (1, *shape_of(a)))
-    if rank_b == 1:
-        b = node.reshape(b, (*shape_of(b), 1))
-    right = _centred(node, b, _zero(node, zeros[1], -1, shape_of(b)), keep=False).value
-    weights = constant_array(right)
-    zero = _zero(node, zeros[0], -2, shape_of(a))
-    left = _centred(node, a, zero, keep=weights is not None)
-    result = node.emit(quantized.matmul_integer(left.value, right))
-    if left.zero and weights is not None:
-        sums = weights.astype(np.int64).sum(axis=-2, keepdims=True)
-        result = _add_constant(node, result, -left.zero * sums)
-    shape = list(shape_of(result))
-    if rank_b == 1:
-        del shape[-1]
-    if rank_a == 1:
-        del shape[-1 if rank_b == 1 else -2]
-    return node.reshape(result, shape)
+
+    def product(a: Expr, b: Expr) -> Expr:
+        right = _centred(node, b, _zero(node, zeros[1], -1, shape_of(b)), keep=False).value
+        weights = constant_array(right)
+        zero = _zero(node, zeros[0], -2, shape_of(a))
+        left = _centred(node, a, zero, keep=weights is not None)
+        result = node.emit(quantized.matmul_integer(left.value, right))
+        if left.zero and weights is not None:
+            sums = weights.astype(np.int64).sum(axis=-2, keepdims=True)
+            result = _add_constant(node, result, -left.zero * sums)
+        return result
+
+    return lifted_product(node, _checked(node, a), _checked(node, b), product)
 
 
 def scale_of(node: NodeContext, index: int, axis: int, shape: tuple[int, ...]) -> Expr:
