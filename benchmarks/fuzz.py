@@ -2,9 +2,8 @@
 
 Pieces of real models and the operator models of ONNX's suite are damaged (nodes, attributes,
 shapes, types, bytes), compiled and run. graphopt must never crash or hang, and where ONNX Runtime
-without
-optimisations gives an answer, graphopt gives the same or refuses with a reason. A case is known by
-its seed and index: --replay SEED:INDEX runs it again. Exit status 1 if a case failed.
+without optimisations gives an answer, graphopt gives the same or refuses with a reason. A case is
+known by its seed and index: --replay SEED:INDEX runs it again. Exit status 1 if a case failed.
 """
 
 from __future__ import annotations

@@ -12,13 +12,16 @@ from onnx import NodeProto, TensorProto, TypeProto, defs
 from graphopt.errors import ModelError
 from graphopt.frontend.model import domain_of
 
+# ONNX Runtime's optimiser writes it into models of every operator set.
+_BEFORE_THEIR_TIME = frozenset({"LayerNormalization"})
+
 _VARIADIC = defs.OpSchema.FormalParameterOption.Variadic
 
 
 def check_types(
     nodes: Sequence[NodeProto], types: Mapping[str, TypeProto], opsets: Mapping[str, int]
 ) -> None:
-    """Refuse nodes whose inputs have types that their operators do not take, all at once.
+    """Refuse nodes whose operators are unknown to their set or do not take their inputs' types.
 
     Args:
         types: of the values that are known. opsets: version by domain, "" for ONNX's own.
@@ -36,7 +39,7 @@ def check_types(
         listed = "; ".join(f"{name}: {wrong}" for name, wrong in found)
         raise ModelError(
             "prepare",
-            f"{len(found)} node(s) have inputs of wrong types: {listed}.",
+            f"{len(found)} node(s) are not what ONNX defines: {listed}.",
             node=found[0][0] if len(found) == 1 else None,
             hint="Correct the types in the model, or export it again.",
         )
@@ -55,7 +58,7 @@ class _Formal:
 
 
 def wrong_operand(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -> str | None:
-    """What is wrong with the types of a node's inputs, in words; None if nothing is known to be.
+    """What is wrong with a node's operator or the types of its inputs; None if nothing is known.
 
     ONNX's inference does not look: it takes `Or` of numbers for granted.
 
@@ -66,7 +69,10 @@ def wrong_operand(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -
     domain = domain_of(node)
     if node.op_type == "Identity":
         return None  # folding puts it in for values of every kind, whatever the operator set
-    formals = _formals(node.op_type, domain, opset)
+    first = _first_version(node.op_type, domain)
+    if opset < first and node.op_type not in _BEFORE_THEIR_TIME:
+        return f"{node.op_type} came with operator set {first}, the model is in {opset}"
+    formals = _formals(node.op_type, domain, max(opset, first))
     bound: dict[str, tuple[int, str]] = {}
     for index, name in enumerate(node.input):
         found = _type_name(types.get(name)) if name and formals else None
@@ -76,9 +82,9 @@ def wrong_operand(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -
         if found not in formal.allowed:
             return f"input {index} ('{name}') is a {found}, which {node.op_type} does not take"
         if formal.together:
-            first, kind = bound.setdefault(formal.parameter, (index, found))
+            other, kind = bound.setdefault(formal.parameter, (index, found))
             if kind != found:
-                return f"input {index} ('{name}') is a {found}, and input {first} is a {kind}"
+                return f"input {index} ('{name}') is a {found}, and input {other} is a {kind}"
     return None
 
 
@@ -87,11 +93,7 @@ def _formals(op_type: str, domain: str, opset: int) -> tuple[_Formal, ...]:
     try:
         schema = defs.get_schema(op_type, opset, domain)
     except defs.SchemaError:
-        # One that came with a later operator set than the model says, or is not ONNX's at all.
-        later = [s for s in _schemas() if (s.name, s.domain) == (op_type, domain)]
-        if not later:
-            return ()
-        schema = min(later, key=lambda schema: schema.since_version)
+        return ()
     allowed = {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
     return tuple(
         _Formal(
@@ -101,6 +103,13 @@ def _formals(op_type: str, domain: str, opset: int) -> tuple[_Formal, ...]:
         )
         for formal in schema.inputs
     )
+
+
+@cache
+def _first_version(op_type: str, domain: str) -> int:
+    """The operator set that brought an operator; 0 if it is not ONNX's."""
+    found = [s.since_version for s in _schemas() if (s.name, s.domain) == (op_type, domain)]
+    return min(found, default=0)
 
 
 @cache

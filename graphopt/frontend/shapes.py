@@ -186,10 +186,10 @@ def _check_rank(node: NodeProto, types: Mapping[str, TypeProto]) -> None:
     """Refuse what fills the memory in ONNX's inference: one dimension per element of a shape."""
     place = _SHAPE_INPUTS.get(node.op_type, len(node.input))
     shape = static_shape(types.get(node.input[place])) if place < len(node.input) else None
-    if shape and shape[0] > _MAX_RANK:
+    if shape is not None and (len(shape) > 1 or (shape and shape[0] > _MAX_RANK)):
         raise ModelError(
             "prepare",
-            f"input {place} acts as a shape; {shape[0]} dimensions are more than can be.",
+            f"input {place} acts as a shape; it cannot be of shape {list(shape)}.",
             node=node.name,
             hint="Check the declared input shapes.",
         )
