@@ -58,8 +58,7 @@ def _apply(step: Step, args: Sequence[PrimExpr]) -> PrimExpr:
         return NARROW[step.op](args[0], dict(step.attrs))
     halves = [dtype_of(a) for a in args if dtype_of(a) in HALF]
     if halves:
-        wide = [tirx.Cast("float32", a) if dtype_of(a) in HALF else a for a in args]
-        result = _bind(wide, lambda bound: _apply(step, bound))
+        result = _bind([_widened(a) for a in args], lambda bound: _apply(step, bound))
         return tirx.Cast(halves[0], result) if dtype_of(result) == "float32" else result
     if step.op in TERNARY and len(args) == 3:
         return TERNARY[step.op](*args)
@@ -68,3 +67,12 @@ def _apply(step: Step, args: Sequence[PrimExpr]) -> PrimExpr:
     if step.op in BINARY:
         return BINARY[step.op](args[0], args[1])
     return UNARY[step.op](args[0])
+
+
+def _widened(value: PrimExpr) -> PrimExpr:
+    """`value` as float32 where it is narrower; a constant stays one, which operators look for."""
+    if dtype_of(value) not in HALF:
+        return value
+    if isinstance(value, tirx.FloatImm):
+        return tirx.const(value.value, "float32")
+    return tirx.Cast("float32", value)

@@ -70,6 +70,8 @@ ACCEPTED = {
     " y = Cast <to = 1> (b) }",
     "division-by-zero": "(float[6] x) => (float[6] y) <float z = {0.0}>"
     " { d = Div(x, z) y = Erf(d) }",
+    "division-by-a-float16-zero": "(float[6] x) => (float[6] y) <float16 z = {0.0}>"
+    " { h = Cast <to = 10> (x) d = Div(h, z) y = Cast <to = 1> (d) }",
     "deep-chain": "(float[64] x) => (float[64] y) { s = Softplus(x) t = Tanh(s) y = Mul(x, t)"
     " z = Mul(x, t) }",
 }
@@ -115,6 +117,13 @@ def test_a_shape_of_more_dimensions_than_fit_into_memory() -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=4)
     with pytest.raises(graphopt.GraphoptError, match="acts as a shape"):
         graphopt.compile(proto, cache=False)
+
+
+def test_sizes_that_are_no_list() -> None:
+    split = model("(float[0] x, int64[3, 17] s) => (float[0] a) { a, b, c = Split(x, s) }")
+    inputs = {"x": np.zeros(0, np.float32), "s": np.zeros((3, 17), np.int64)}
+    with pytest.raises(graphopt.GraphoptError, match="Split.*is not a list of numbers"):
+        graphopt.compile(split, cache=False).run(inputs)
 
 
 def test_operators_of_several_types_are_not_refused() -> None:

@@ -84,7 +84,7 @@ def _split_to_sequence(values: list[Any], attributes: Attributes) -> tuple[Any, 
         return (list(np.moveaxis(whole, axis, 0)),)
     split = values[1]
     if split.ndim:
-        return (_cut(whole, axis, [int(n) for n in split.tolist()]),)
+        return (_cut(whole, axis, _numbers(split)),)
     part = number(split, "split")
     if part < 1:
         raise HostCallError("run", f"a tensor cannot be split in parts of {part}.")
@@ -133,9 +133,12 @@ def _get_element(values: list[Any], _attributes: Attributes) -> tuple[Any, ...]:
 
 
 def _slice(values: list[Any], _attributes: Attributes) -> tuple[Any, ...]:
-    whole, starts, ends = values[0], values[1].tolist(), values[2].tolist()
-    axes = values[3].tolist() if len(values) > 3 and values[3] is not None else range(len(starts))
-    steps = values[4].tolist() if len(values) > 4 and values[4] is not None else [1] * len(starts)
+    whole, starts, ends = values[0], _numbers(values[1]), _numbers(values[2])
+    given = [*values[3:], None, None]
+    axes = range(len(starts)) if given[0] is None else _numbers(given[0])
+    steps = [1] * len(starts) if given[1] is None else _numbers(given[1])
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise HostCallError("run", "starts, ends, axes and steps are not equally many.")
     index = [slice(None)] * whole.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if not -whole.ndim <= axis < whole.ndim or step == 0:
@@ -153,7 +156,7 @@ def _slice(values: list[Any], _attributes: Attributes) -> tuple[Any, ...]:
 
 
 def _reshape(values: list[Any], attributes: Attributes) -> tuple[Any, ...]:
-    whole, shape = values[0], values[1].tolist()
+    whole, shape = values[0], _numbers(values[1])
     if not attributes.get("allowzero", 0):
         if any(d == 0 and i >= whole.ndim for i, d in enumerate(shape)):
             raise HostCallError("run", f"shape {shape} refers to more than {whole.ndim} axes.")
@@ -162,23 +165,29 @@ def _reshape(values: list[Any], attributes: Attributes) -> tuple[Any, ...]:
 
 
 def _squeeze(values: list[Any], _attributes: Attributes) -> tuple[Any, ...]:
-    axes = tuple(values[1].tolist()) if len(values) > 1 and values[1] is not None else None
+    axes = tuple(_numbers(values[1])) if len(values) > 1 and values[1] is not None else None
     return (_checked(lambda: values[0].squeeze(axes)),)
 
 
 def _unsqueeze(values: list[Any], _attributes: Attributes) -> tuple[Any, ...]:
-    return (_checked(lambda: np.expand_dims(values[0], tuple(values[1].ravel().tolist()))),)
+    return (_checked(lambda: np.expand_dims(values[0], tuple(_numbers(values[1])))),)
 
 
 def _split(values: list[Any], attributes: Attributes) -> tuple[Any, ...]:
-    sizes = [int(n) for n in values[1].tolist()]
-    return tuple(_cut(values[0], attributes.get("axis", 0), sizes))
+    return tuple(_cut(values[0], attributes.get("axis", 0), _numbers(values[1])))
 
 
 def _expand(values: list[Any], _attributes: Attributes) -> tuple[Any, ...]:
-    whole, shape = values[0], tuple(values[1].tolist())
+    whole, shape = values[0], tuple(_numbers(values[1]))
     wanted = _checked(lambda: np.broadcast_shapes(whole.shape, shape))
     return (np.broadcast_to(whole, wanted),)
+
+
+def _numbers(value: Any) -> list[int]:
+    """The elements of a parameter that is a list of whole numbers."""
+    if value.ndim > 1:
+        raise HostCallError("run", f"a parameter of shape {value.shape} is not a list of numbers.")
+    return [int(number) for number in value.ravel()]
 
 
 def _checked(call: Callable[[], Any]) -> Any:
