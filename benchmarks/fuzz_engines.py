@@ -2,8 +2,9 @@
 
 Where two right answers differ, the verdict is not "wrong":
 
-- ill-conditioned: ONNX Runtime's own answer moves by a comparable amount when its floating-point
-  inputs and weights move by one part in a million (cancellation, rounding, comparisons, TopK ties);
+- ill-conditioned: ONNX Runtime's own answer moves by a comparable amount, or changes its shape as
+  ours did, when its floating-point inputs and weights move by one part in a million (cancellation,
+  rounding, comparisons, TopK ties, how many values are Unique);
 - the standard leaves the value open: integer division by zero, and floating-point numbers that do
   not fit the integer type they are cast to; a negative softcap of Attention;
 - a weight of a convolution or recurrent layer is not finite: ONNX Runtime multiplies the zeros

@@ -70,7 +70,12 @@ def decode(x: PrimExpr, attrs: Mapping[str, Attr]) -> PrimExpr:
     if name == "bfloat16":
         wide = tirx.Cast("uint32", x)  # unsigned: TVM evaluates the shift of a constant
         return from_bits(wide << tirx.const(16, "uint32"))
-    code = tirx.Cast("int32", x)
+    # The code is used several times, and may define variables, which must not be repeated: it is
+    # bound as the bits of a float, because integers cannot be (see let()).
+    return let(from_bits(tirx.Cast("int32", x)), lambda t: _decode(bits(t), name))
+
+
+def _decode(code: PrimExpr, name: str) -> PrimExpr:
     if name == POWERS_OF_TWO:
         normal = tirx.Select(code == i32(255), i32(_INF | 1), code << i32(23))
         return from_bits(tirx.Select(code == i32(0), i32(0x00400000), normal))

@@ -58,6 +58,11 @@ REFUSED = {
         " { y, z = Split <axis = 1, num_outputs = 1> (x) }",
         "num_outputs is 1, but the node has 2 outputs",
     ),
+    "backwards-to-the-end": (
+        "(float[4] x) => (float[n] y) <int64[1] s = {-1}, int64[1] e = {9223372036854775807},"
+        " int64[1] a = {0}, int64[1] t = {-1}> { y = Slice(x, s, e, a, t) }",
+        "empty by the standard and whole in ONNX Runtime",
+    ),
     "seven-is-no-flag": (
         "(float[2, 3] a) => (int64[2] y) { y = ArgMin <axis = 1, keepdims = 7> (a) }",
         "keepdims is 7; it must be 0 or 1",
@@ -70,8 +75,8 @@ ACCEPTED = {
     " y = Cast <to = 1> (b) }",
     "division-by-zero": "(float[6] x) => (float[6] y) <float z = {0.0}>"
     " { d = Div(x, z) y = Erf(d) }",
-    "division-by-a-float16-zero": "(float[6] x) => (float[6] y) <float16 z = {0.0}>"
-    " { h = Cast <to = 10> (x) d = Div(h, z) y = Cast <to = 1> (d) }",
+    "division-by-a-float16-zero": "(float[6] x) => (float[6] y) <float f = {0.0}>"
+    " { h = Cast <to = 10> (x) z = Cast <to = 10> (f) d = Div(h, z) y = Cast <to = 1> (d) }",
     "deep-chain": "(float[64] x) => (float[64] y) { s = Softplus(x) t = Tanh(s) y = Mul(x, t)"
     " z = Mul(x, t) }",
 }
@@ -119,10 +124,26 @@ def test_a_shape_of_more_dimensions_than_fit_into_memory() -> None:
         graphopt.compile(proto, cache=False)
 
 
+def test_corners_of_an_axis_of_one_element() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 20]> g (float[1, 2, 3] t) => (float[1, 1, 2, 2] y)
+    <int64[4] s = {1, 1, 1, 2}> { y = AffineGrid <align_corners = ALIGNED> (t, s) }"""
+    with pytest.raises(graphopt.ModelError, match="divides by zero in ONNX's definition"):
+        graphopt.compile(parser.parse_model(text.replace("ALIGNED", "1")), cache=False)
+    grid = graphopt.compile(parser.parse_model(text.replace("ALIGNED", "0")), cache=False)
+    found = grid.run({"t": np.float32([[[1, 0, 0], [0, 1, 0]]])})["y"]
+    assert np.allclose(found, [[[[-0.5, 0], [0.5, 0]]]])
+
+
+def test_integers_through_a_float_of_8_bits() -> None:
+    cast = model("(int8[8] x) => (float[8] y) { c = Cast <to = 18> (x) y = Cast <to = 1> (c) }")
+    x = np.arange(-4, 4, dtype=np.int8)
+    assert np.array_equal(graphopt.compile(cast, cache=False).run({"x": x})["y"], x)
+
+
 def test_sizes_that_are_no_list() -> None:
     split = model("(float[0] x, int64[3, 17] s) => (float[0] a) { a, b, c = Split(x, s) }")
     inputs = {"x": np.zeros(0, np.float32), "s": np.zeros((3, 17), np.int64)}
-    with pytest.raises(graphopt.GraphoptError, match="Split.*is not a list of numbers"):
+    with pytest.raises(graphopt.GraphoptError, match=r"Split.*is not a list of numbers"):
         graphopt.compile(split, cache=False).run(inputs)
 
 

@@ -26,6 +26,7 @@ from graphopt.frontend.model import Array, OnnxModel, captured_names, is_standar
 from graphopt.frontend.rename import produced, rename_nodes
 from graphopt.frontend.shapes import infer_node, static_shape, tensor_type
 from graphopt.frontend.unroll import unrolled
+from graphopt.frontend.validity import check_values
 
 # Shape inference reads the values of small constants (axes, target shapes, scales) only.
 _MAX_SHAPE_ELEMENTS = 1024
@@ -82,6 +83,7 @@ class Folder:
             if taken is not None:
                 queue.extendleft(reversed(self._splice(node, taken)))
                 continue
+            check_values(node, self.constants)
             body = standard_body(node, self.types, self.opsets)
             if body is not None:
                 queue.extendleft(reversed(body))

@@ -8,9 +8,11 @@ from typing import Any
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TypeProto, defs
 
 from graphopt.errors import ModelError
+from graphopt.frontend.definitions import affine_grid
 from graphopt.frontend.model import domain_of, subgraphs
 from graphopt.frontend.operand_types import check_types
 from graphopt.frontend.rename import rename_nodes
+from graphopt.frontend.shapes import static_shape
 
 _MAX_DEPTH = 64
 _MAX_INLINED = 1_000_000  # nodes; calls of calls can ask for any number of them
@@ -64,7 +66,13 @@ def standard_body(
         schema = defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
     except defs.SchemaError:
         return None
-    if schema.has_context_dependent_function:
+    if node.op_type == "AffineGrid":
+        size = static_shape(types.get(node.input[1])) or ()
+        if size not in ((4,), (5,)):
+            return None
+        aligned = any(a.name == "align_corners" and a.i for a in node.attribute)
+        function = affine_grid(size[0] - 2, aligned)
+    elif schema.has_context_dependent_function:
         check_types([node], types, opsets)  # ONNX believes that they are right, and crashes
         if any(name not in types for name in node.input if name):
             return None

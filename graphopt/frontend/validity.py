@@ -6,10 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from graphopt.errors import ModelError
-from graphopt.frontend.model import OnnxModel, tensor_nbytes
+from graphopt.frontend.model import OnnxModel, is_standard, tensor_nbytes
 from graphopt.frontend.shapes import dimensions, static_shape, unbound_inputs
 
 # The checker serialises what it checks; larger weights are checked by their size only.
@@ -105,6 +113,26 @@ def check_declared(
 
 
 _REDECLARE = "Correct or remove the declaration (onnx.shape_inference shows the right one)."
+
+
+def check_values(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
+    """Refuse parameters for which ONNX's own definition of the operator makes no sense.
+
+    Raises:
+        ModelError: an AffineGrid aligns the corners of an axis of one element. The definition
+            divides by zero; engines put the element at −1, 0 or 1.
+    """
+    if node.op_type != "AffineGrid" or not is_standard(node) or len(node.input) < 2:
+        return
+    size = constants.get(node.input[1])
+    aligned = any(a.name == "align_corners" and a.i for a in node.attribute)
+    if aligned and size is not None and 1 in numpy_helper.to_array(size).ravel()[2:]:
+        raise ModelError(
+            "prepare",
+            "align_corners of an axis of one element divides by zero in ONNX's definition.",
+            node=node.name,
+            hint="Give sizes of at least 2, or do not align corners.",
+        )
 
 
 def _type_name(code: int) -> str:

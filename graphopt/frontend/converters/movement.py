@@ -134,6 +134,10 @@ def _part(node: NodeContext, x: Expr, axis: int, begin: int, end: int, output: i
     return node.emit(op.strided_slice(x, [axis], [begin], [end], [1]), output)
 
 
+_ENDLESS = (2**31 - 1, 2**63 - 1)
+"""What a Slice forwards gives as its end where it means the end of the axis, whatever that is."""
+
+
 def slice_(node: NodeContext) -> Expr:
     """Slice with any steps; bounds are clamped as in Python."""
     x = node.input(0)
@@ -152,6 +156,10 @@ def slice_(node: NodeContext) -> Expr:
         raise Unsupported("starts, ends, axes and steps do not fit together")
     begin, end = [], []
     for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
+        if step < 0 and stop in _ENDLESS:
+            raise Unsupported(
+                f"a slice backwards to {stop} is empty by the standard and whole in ONNX Runtime"
+            )
         covered = range(*slice(start, stop, step).indices(shape[axis]))
         if not len(covered):
             begin.append(0)
