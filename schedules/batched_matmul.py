@@ -6,10 +6,11 @@ worker's scratch and meets all rows of a chunk there. Limits as in `schedules.ge
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 
-from schedules import nest
+from schedules import gemm, nest
 from schedules.epilogue import operand_layouts
 from schedules.gemm import PEAK_SHARE, traffic
 from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
@@ -22,6 +23,7 @@ from schedules.product import (
     ceildiv,
     problem_of,
 )
+from schedules.space import tunable
 from schedules.tile import tallest
 
 COPY_CYCLES = 1.5  # per vector of a row copied, measured in cache
@@ -58,36 +60,61 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     op = workload.op
     if op.kind != "matmul":
         return ()
-    problem = problem_of(workload)
-    widest = ceildiv(problem.columns, accumulator_lanes(workload, traits))
-    widths = sorted({min(vectors, widest) for vectors in (2, 3, 4)})
-    found = [candidate(workload, traits, v, Right.COPIED) for v in widths]
-    if not op.attr("transpose_b") and problem.rows <= DIRECT_ROWS:
-        found += [candidate(workload, traits, v, Right.DIRECT) for v in widths]
+    found = [candidate(workload, traits, Right.COPIED)]
+    if not op.attr("transpose_b") and problem_of(workload).rows <= DIRECT_ROWS:
+        found.append(candidate(workload, traits, Right.DIRECT))
     return tuple(found)
 
 
-def candidate(workload: Workload, traits: TargetTraits, vectors: int, right: Right) -> Candidate:
-    """One candidate with panels of `vectors` registers."""
-    op, problem = workload.op, problem_of(workload)
-    lanes = accumulator_lanes(workload, traits)
+def candidate(workload: Workload, traits: TargetTraits, right: Right) -> Candidate:
+    """The product that reads its right operand so, in the cut with the fewest modelled cycles."""
+    problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
+    widest = ceildiv(problem.columns, lanes)
+    cuts = [
+        blocking(workload, traits, vectors, right)
+        for vectors in sorted({min(vectors, widest) for vectors in (2, 3, 4)})
+    ]
+    default = min(cuts, key=lambda cut: cycles(workload, cut, right))
+    knobs = [knob for knob in gemm.knobs(problem, lanes, traits) if knob.name != "prefetch"]
+    values = gemm.decisions(default)
+    return tunable(knobs, values, partial(_decided, workload, traits, right))
+
+
+def blocking(workload: Workload, traits: TargetTraits, vectors: int, right: Right) -> Blocking:
+    """The default cut with panels of `vectors` registers."""
+    problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
     rows = min(tallest(vectors, traits), problem.rows)
-    blocks = ceildiv(problem.rows, rows)
-    panels = ceildiv(problem.columns, vectors * lanes)
+    blocks, panels = ceildiv(problem.rows, rows), ceildiv(problem.columns, vectors * lanes)
     copied = right is Right.COPIED
     chunks = chunks_of(problem, panels, blocks, traits.threads) if copied else blocks
-    blocking = Blocking(rows, vectors, lanes, chunks)
-    cycles = blocking.cycles(problem)
-    if copied:
-        cycles += copy_cycles(problem, blocking, bool(op.attr("transpose_b")))
+    return Blocking(rows, vectors, lanes, chunks)
+
+
+def cycles(workload: Workload, cut: Blocking, right: Right) -> float:
+    """Estimated cycles of the product on one core."""
+    problem = problem_of(workload)
+    total = cut.cycles(problem)
+    if right is Right.COPIED:
+        total += copy_cycles(problem, cut, bool(workload.op.attr("transpose_b")))
+    return total
+
+
+def _decided(
+    workload: Workload, traits: TargetTraits, right: Right, values: Mapping[str, int]
+) -> Candidate | None:
+    """The product with these decisions."""
+    problem = problem_of(workload)
+    cut = gemm.cut_of(values, problem, accumulator_lanes(workload, traits), traits)
+    if cut is None:
+        return None
     ideal = problem.flops / (4 * traits.lanes)
-    share = max(0.01, PEAK_SHARE * min(1.0, ideal / cycles))
+    share = max(0.01, PEAK_SHARE * min(1.0, ideal / cycles(workload, cut, right)))
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     return Candidate(
-        name=f"matmul.{right.value}[{rows}x{vectors},chunks={chunks}]",
+        name=f"matmul.{right.value}",
         layouts=(PLAIN, PLAIN, *operands),
         output=PLAIN,
         cost=Cost(problem.flops, traffic(workload), share),
-        compute=partial(build, workload, blocking, right),
+        compute=partial(build, workload, cut, right),
         schedule=nest.as_written,
     )

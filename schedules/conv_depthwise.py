@@ -12,7 +12,9 @@ for up to 49 taps of standard-normal data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from schedules.epilogue import operand_layouts
 from schedules.interface import (
     Candidate,
     Cost,
+    Knob,
     Layout,
     PrimExpr,
     PrimFunc,
@@ -40,6 +43,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.space import tunable
 from schedules.windows import Run, runs
 
 
@@ -125,21 +129,35 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     if not workload.op.constant[1]:
         return ()
-    lanes = traits.lanes
     columns = axes(conv)[1]
-    pixels = choose_pixels(columns, traits)
-    if sum(run.width * columns.taps for run in runs(columns, pixels)) > _MAX_STATEMENTS:
+    default = choose_pixels(columns, traits)
+    if _is_long(columns, default):
         return ()
-    layout = Layout(lanes)
+    knob = Knob("pixels", tuple(range(1, min(columns.out, traits.vector_registers - 2) + 1)))
+    make = partial(_decided, workload, conv, traits)
+    return (tunable([knob], {"pixels": default}, make),)
+
+
+def _is_long(columns: Axis, pixels: int) -> bool:
+    """Whether the code for tiles of so many pixels takes long to compile."""
+    return sum(run.width * columns.taps for run in runs(columns, pixels)) > _MAX_STATEMENTS
+
+
+def _decided(
+    workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """The depthwise kernel with these decisions."""
+    pixels = values["pixels"]
+    if _is_long(axes(conv)[1], pixels):
+        return None
+    layout = Layout(traits.lanes)
     taps = conv.kernel[0] * conv.kernel[1]
     operands = operand_layouts(workload.epilogue, workload.output, layout)
-    return (
-        Candidate(
-            name="conv2d.depthwise",
-            layouts=(layout, DepthwiseWeights(lanes), *operands),
-            output=layout,
-            cost=Cost(2.0 * conv.macs, traffic(workload), 0.65 * taps / (taps + 10)),
-            compute=lambda: emit(workload, conv, traits, pixels),
-            schedule=as_written,
-        ),
+    return Candidate(
+        name="conv2d.depthwise",
+        layouts=(layout, DepthwiseWeights(traits.lanes), *operands),
+        output=layout,
+        cost=Cost(2.0 * conv.macs, traffic(workload), 0.65 * taps / (taps + 10)),
+        compute=lambda: emit(workload, conv, traits, pixels),
+        schedule=as_written,
     )

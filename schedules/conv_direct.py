@@ -13,8 +13,8 @@ against float64 is at most 1e-5 of the largest output for up to 4608 terms of st
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ from schedules.interface import (
     PLAIN,
     Candidate,
     Cost,
+    Knob,
     Layout,
     PrimExpr,
     PrimFunc,
@@ -48,6 +49,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.space import divisors, tunable
 from schedules.windows import Run, runs
 
 _MAX_STATEMENTS = 3000
@@ -90,7 +92,8 @@ class DirectPlan:
     """How a direct convolution is cut: the register tile and which operand stays in cache."""
 
     tile: RegisterTile
-    weights_stay: bool  # loop over panels of filters outside, over rows inside
+    weights_stay: bool  # loop over panels of filters outside, over positions inside
+    stream: bool  # the tiles of a panel fetch the next one's weights
 
 
 def weights_stay(conv: Conv, panels: int, tasks_per_panel: int, traits: TargetTraits) -> bool:
@@ -133,7 +136,8 @@ def plan(conv: Conv, traits: TargetTraits) -> DirectPlan:
     """The default cut for `conv`."""
     blocks = ceil_div(conv.filters, traits.lanes)
     tile = with_rows(choose_tile(conv.out_width, blocks, traits), axes(conv), traits)
-    return DirectPlan(tile, weights_stay(conv, blocks // tile.vectors, conv.out_height, traits))
+    stay = weights_stay(conv, blocks // tile.vectors, conv.out_height, traits)
+    return DirectPlan(tile, stay, stream=stay)
 
 
 class DirectTiles:
@@ -344,7 +348,7 @@ def emit(
     packing = DirectWeights(lanes * vectors, source.block)
     kernel = Kernel(workload, source, packing, Layout(lanes))
     direct = DirectTiles(
-        kernel, *axes(conv), cut.tile, lanes, source.block, conv.channels, stream=cut.weights_stay
+        kernel, *axes(conv), cut.tile, lanes, source.block, conv.channels, stream=cut.stream
     )
     if cut.weights_stay:
         grid = parallel_grid((conv.batch, panels, direct.bands()), direct.band)
@@ -366,29 +370,75 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     conv = parse(workload)
     if conv is None or conv.groups != 1 or conv.pointwise or not workload.op.constant[1]:
         return ()
-    lanes = traits.lanes
-    cut = plan(conv, traits)
-    if too_many_statements(axes(conv)[1], cut.tile):
+    default = plan(conv, traits)
+    if not fits(conv, default.tile, traits):
         return ()
-    sources = [Layout(lanes)] if conv.channels > 4 else []
-    if conv.channels < 2 * lanes:
+    sources = [Layout(traits.lanes)] if conv.channels > 4 else []
+    if conv.channels < 2 * traits.lanes:
         sources.append(PLAIN)
-    terms = conv.channels * conv.kernel[0] * conv.kernel[1]
-    share = modelled_share(cut.tile, conv.out_width, conv.filters, terms, traits)
-    cost = Cost(2.0 * conv.macs, traffic(workload), share)
-    operands = operand_layouts(workload.epilogue, workload.output, Layout(lanes))
     return tuple(
-        Candidate(
-            name=f"conv2d.direct[{'blocked' if source.block else 'plain'}]",
-            layouts=(
-                source,
-                DirectWeights(lanes * cut.tile.vectors, source.block),
-                *operands,
-            ),
-            output=Layout(lanes),
-            cost=cost,
-            compute=lambda source=source: emit(workload, conv, traits, cut, source),  # type: ignore[misc]
-            schedule=as_written,
+        tunable(
+            knobs(conv, traits),
+            decisions(replace(default, stream=default.stream and source.block > 0)),
+            partial(_decided, workload, conv, traits, source),
         )
         for source in sources
+    )
+
+
+def fits(conv: Conv, tile: RegisterTile, traits: TargetTraits) -> bool:
+    """Whether a tile of `conv` fits the registers and compiles in a moment."""
+    rows, columns = axes(conv)
+    if tile.rows > 1 and (tile.pixels != columns.out or tile.rows > rows.inner()[1]):
+        return False
+    in_registers = (tile.pixels * tile.rows + 1) * tile.vectors <= traits.vector_registers
+    return in_registers and not too_many_statements(columns, tile)
+
+
+def knobs(conv: Conv, traits: TargetTraits) -> tuple[Knob, ...]:
+    """What a direct convolution leaves open."""
+    most = traits.vector_registers
+    return (
+        Knob("pixels", tuple(range(1, min(conv.out_width, most) + 1))),
+        Knob("vectors", divisors(ceil_div(conv.filters, traits.lanes), 8)),
+        Knob("rows", tuple(range(1, min(conv.out_height, most // conv.out_width) + 1)) or (1,)),
+        Knob("weights_stay", (0, 1)),
+        Knob("stream", (0, 1)),
+    )
+
+
+def decisions(cut: DirectPlan) -> dict[str, int]:
+    """The values of the knobs that give `cut`."""
+    return {
+        "pixels": cut.tile.pixels,
+        "vectors": cut.tile.vectors,
+        "rows": cut.tile.rows,
+        "weights_stay": int(cut.weights_stay),
+        "stream": int(cut.stream),
+    }
+
+
+def _decided(
+    workload: Workload,
+    conv: Conv,
+    traits: TargetTraits,
+    source: Layout,
+    values: Mapping[str, int],
+) -> Candidate | None:
+    """The direct convolution that reads its input in layout `source`, with these decisions."""
+    tile = RegisterTile(values["pixels"], values["vectors"], values["rows"])
+    cut = DirectPlan(tile, bool(values["weights_stay"]), bool(values["stream"]))
+    if not fits(conv, tile, traits) or (cut.stream and not (cut.weights_stay and source.block)):
+        return None
+    layout = Layout(traits.lanes)
+    terms = conv.channels * conv.kernel[0] * conv.kernel[1]
+    share = modelled_share(tile, conv.out_width, conv.filters, terms, traits)
+    operands = operand_layouts(workload.epilogue, workload.output, layout)
+    return Candidate(
+        name=f"conv2d.direct[{'blocked' if source.block else 'plain'}]",
+        layouts=(source, DirectWeights(traits.lanes * tile.vectors, source.block), *operands),
+        output=layout,
+        cost=Cost(2.0 * conv.macs, traffic(workload), share),
+        compute=lambda: emit(workload, conv, traits, cut, source),
+        schedule=as_written,
     )

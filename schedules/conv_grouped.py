@@ -12,7 +12,9 @@ the error against float64 is at most 5e-6 of the largest output for up to 1152 t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from schedules.epilogue import operand_layouts
 from schedules.interface import (
     Candidate,
     Cost,
+    Knob,
     Layout,
     PrimExpr,
     PrimFunc,
@@ -44,6 +47,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.space import divisors, tunable
 from schedules.windows import Run, runs
 
 
@@ -239,18 +243,12 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         tile = choose_tile(conv.out_width, filters // lanes, traits)
         if too_many_statements(axes(conv)[1], tile):
             return ()
-        terms = conv.channels // conv.groups * conv.kernel[0] * conv.kernel[1]
-        share = modelled_share(tile, conv.out_width, filters, terms, traits)
-        return (
-            Candidate(
-                name="conv2d.grouped",
-                layouts=(layout, DirectWeights(lanes * tile.vectors, lanes), *operands),
-                output=layout,
-                cost=Cost(flops, moved, share),
-                compute=lambda: emit_whole(workload, conv, traits, tile),
-                schedule=as_written,
-            ),
+        knobs = (
+            Knob("pixels", tuple(range(1, min(conv.out_width, traits.vector_registers) + 1))),
+            Knob("vectors", divisors(filters // lanes, 8)),
         )
+        values = {"pixels": tile.pixels, "vectors": tile.vectors}
+        return (tunable(knobs, values, partial(_decided, workload, conv, traits)),)
     return (
         Candidate(
             name="conv2d.grouped[gathered]",
@@ -260,4 +258,28 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
             compute=lambda: _Gathered(workload, conv, traits).function(),
             schedule=as_written,
         ),
+    )
+
+
+def _decided(
+    workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """The kernel for groups of whole vectors of filters, with these decisions."""
+    tile = RegisterTile(values["pixels"], values["vectors"])
+    if (tile.pixels + 1) * tile.vectors > traits.vector_registers:
+        return None
+    if too_many_statements(axes(conv)[1], tile):
+        return None
+    layout = Layout(traits.lanes)
+    terms = conv.channels // conv.groups * conv.kernel[0] * conv.kernel[1]
+    filters = conv.filters // conv.groups
+    share = modelled_share(tile, conv.out_width, filters, terms, traits)
+    operands = operand_layouts(workload.epilogue, workload.output, layout)
+    return Candidate(
+        name="conv2d.grouped",
+        layouts=(layout, DirectWeights(traits.lanes * tile.vectors, traits.lanes), *operands),
+        output=layout,
+        cost=Cost(2.0 * conv.macs, traffic(workload), share),
+        compute=lambda: emit_whole(workload, conv, traits, tile),
+        schedule=as_written,
     )

@@ -17,6 +17,7 @@ float64 is at most 1e-5 of the largest output for up to 4608 terms of standard-n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
@@ -27,8 +28,18 @@ from schedules import nest
 from schedules.conv_common import Axis, Conv, PerLane, axes, ceil_div, parse, traffic
 from schedules.conv_loops import Kernel, parallel_grid
 from schedules.epilogue import operand_layouts
-from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Cost,
+    Knob,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+)
 from schedules.nest import Split, Stmt, as_written
+from schedules.space import tunable
 
 
 @dataclass(frozen=True)
@@ -260,19 +271,32 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     conv = parse(workload)
     if conv is None:
         return ()
-    tile = plan(conv, traits)
+    default = plan(conv, traits)
+    knobs = (
+        Knob("filters", tuple(range(1, min(conv.filters // conv.groups, 16) + 1))),
+        Knob("vectors", tuple(range(1, 9))),
+    )
+    values = {"filters": default.filters, "vectors": default.vectors}
+    return (tunable(knobs, values, partial(_decided, workload, conv, traits)),)
+
+
+def _decided(
+    workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """The row-major kernel with these decisions."""
+    tile = LinesPlan(values["filters"], values["vectors"])
+    if (tile.filters + 1) * tile.vectors + 1 > traits.vector_registers:
+        return None
     terms = conv.channels // conv.groups * conv.kernel[0] * conv.kernel[1]
     ideal = conv.out_width / traits.lanes * (conv.filters // conv.groups) / 2
     share = 0.7 * ideal / _time(conv, traits, tile) * terms / (terms + 12)
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     copied = 0 if Phases(axes(conv)[1]).in_place else 2 * workload.inputs[0].nbytes
-    return (
-        Candidate(
-            name="conv2d.lines",
-            layouts=(PLAIN, PLAIN, *operands),
-            output=PLAIN,
-            cost=Cost(2.0 * conv.macs, traffic(workload) + copied, share),
-            compute=lambda: emit(workload, conv, traits, tile),
-            schedule=as_written,
-        ),
+    return Candidate(
+        name="conv2d.lines",
+        layouts=(PLAIN, PLAIN, *operands),
+        output=PLAIN,
+        cost=Cost(2.0 * conv.macs, traffic(workload) + copied, share),
+        compute=lambda: emit(workload, conv, traits, tile),
+        schedule=as_written,
     )

@@ -10,10 +10,15 @@ largest output for up to 2048 channels of standard-normal data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
 from schedules import nest
 from schedules.conv_common import (
     Accumulators,
     Conv,
+    RegisterTile,
     ceil_div,
     choose_tile,
     modelled_share,
@@ -27,6 +32,7 @@ from schedules.epilogue import operand_layouts
 from schedules.interface import (
     Candidate,
     Cost,
+    Knob,
     Layout,
     PrimExpr,
     PrimFunc,
@@ -34,18 +40,31 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.space import divisors, tunable
 
 
-def plan(conv: Conv, traits: TargetTraits) -> DirectPlan:
+@dataclass(frozen=True)
+class PointwisePlan(DirectPlan):
+    """As DirectPlan; fetch: pixels are brought to L1 a block of channels before they are used."""
+
+    fetch: bool
+
+
+def plan(conv: Conv, traits: TargetTraits) -> PointwisePlan:
     """The default cut for `conv`."""
     blocks = ceil_div(conv.filters, traits.lanes)
     pixels = conv.out_height * conv.out_width
     tile = choose_tile(pixels, blocks, traits)
     tiles = ceil_div(pixels, tile.pixels)
-    return DirectPlan(tile, weights_stay(conv, blocks // tile.vectors, tiles, traits))
+    stay = weights_stay(conv, blocks // tile.vectors, tiles, traits)
+    # Where all tiles are visited for one panel before the next one, L1 has forgotten their pixels,
+    # and those of each block of channels lie in a page of their own.
+    image = 4 * conv.channels * pixels
+    far = stay and conv.channels > 3 * traits.lanes and image > traits.l1_bytes // 2
+    return PointwisePlan(tile, stay, stream=stay, fetch=far)
 
 
-def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) -> PrimFunc:
+def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: PointwisePlan) -> PrimFunc:
     """The kernel, from and to the blocked layout."""
     lanes, tile = traits.lanes, cut.tile
     panels = ceil_div(conv.filters, lanes) // tile.vectors
@@ -54,17 +73,13 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
     size = (conv.out_height, conv.out_width)
     whole, rest = divmod(size[0] * size[1], tile.pixels)
     tiles = whole + (rest > 0)
-    # Where all tiles are visited for one panel before the next one, L1 has forgotten their pixels,
-    # and those of each block of channels lie in a page of their own.
-    image = 4 * conv.channels * size[0] * size[1]
     blocks = ceil_div(conv.channels, lanes)
-    far = cut.weights_stay and blocks >= 4 and image > traits.l1_bytes // 2
 
     def multiply(n: PrimExpr, panel: PrimExpr, t: PrimExpr, pixels: int) -> Stmt:
         acc = Accumulators(pixels, tile.vectors, lanes)
         first = t * tile.pixels
         stream = None
-        if cut.weights_stay:
+        if cut.stream:
             start = (panel + 1, 0, 0, 0, 0, 0)
             stream = Stream(kernel.weights, start, tiles, t, blocks)
 
@@ -80,7 +95,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: DirectPlan) 
             return nest.sequence(fetch_pixels(ic + 1), streamed(inner, step, width, stream, ic))
 
         def fetch_pixels(ic: PrimExpr) -> Stmt | None:
-            if not far:
+            if not cut.fetch:
                 return None
 
             def line(p: PrimExpr) -> Stmt:
@@ -117,19 +132,44 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     conv = parse(workload)
     if conv is None or conv.groups != 1 or not conv.pointwise or not workload.op.constant[1]:
         return ()
-    lanes = traits.lanes
-    cut = plan(conv, traits)
-    layout = Layout(lanes)
+    default = plan(conv, traits)
+    pixels = conv.out_height * conv.out_width
+    knobs = (
+        Knob("pixels", tuple(range(1, min(pixels, traits.vector_registers) + 1))),
+        Knob("vectors", divisors(ceil_div(conv.filters, traits.lanes), 8)),
+        Knob("weights_stay", (0, 1)),
+        Knob("stream", (0, 1)),
+        Knob("fetch", (0, 1)),
+    )
+    values = {
+        "pixels": default.tile.pixels,
+        "vectors": default.tile.vectors,
+        "weights_stay": int(default.weights_stay),
+        "stream": int(default.stream),
+        "fetch": int(default.fetch),
+    }
+    return (tunable(knobs, values, partial(_decided, workload, conv, traits)),)
+
+
+def _decided(
+    workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """The matrix product with these decisions."""
+    tile = RegisterTile(values["pixels"], values["vectors"])
+    cut = PointwisePlan(tile, *(bool(values[n]) for n in ("weights_stay", "stream", "fetch")))
+    if (tile.pixels + 1) * tile.vectors > traits.vector_registers:
+        return None
+    if cut.stream and not cut.weights_stay:
+        return None
+    layout = Layout(traits.lanes)
     operands = operand_layouts(workload.epilogue, workload.output, layout)
     pixels = conv.out_height * conv.out_width
-    share = modelled_share(cut.tile, pixels, conv.filters, conv.channels, traits)
-    return (
-        Candidate(
-            name="conv2d.pointwise",
-            layouts=(layout, DirectWeights(lanes * cut.tile.vectors, lanes), *operands),
-            output=layout,
-            cost=Cost(2.0 * conv.macs, traffic(workload), share),
-            compute=lambda: emit(workload, conv, traits, cut),
-            schedule=as_written,
-        ),
+    share = modelled_share(tile, pixels, conv.filters, conv.channels, traits)
+    return Candidate(
+        name="conv2d.pointwise",
+        layouts=(layout, DirectWeights(traits.lanes * tile.vectors, traits.lanes), *operands),
+        output=layout,
+        cost=Cost(2.0 * conv.macs, traffic(workload), share),
+        compute=lambda: emit(workload, conv, traits, cut),
+        schedule=as_written,
     )

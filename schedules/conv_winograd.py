@@ -13,8 +13,9 @@ makes all outputs of the m × m tiles that read it non-finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 
@@ -34,6 +35,7 @@ from schedules.epilogue import operand_layouts
 from schedules.interface import (
     Candidate,
     Cost,
+    Knob,
     Layout,
     PrimExpr,
     PrimFunc,
@@ -41,6 +43,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt, as_written
+from schedules.space import divisors, shares, tunable
 from schedules.winograd_transforms import WinogradWeights, apply_data, apply_output, transforms
 
 
@@ -353,28 +356,72 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         or conv.channels < traits.lanes
     ):
         return ()
+    return tuple(
+        tunable(
+            knobs(conv, m, traits),
+            decisions(plan(conv, m, traits)),
+            partial(_decided, workload, conv, m, traits),
+        )
+        for m in (4, 2)
+        if min(conv.out_height, conv.out_width) >= m
+    )
+
+
+def knobs(conv: Conv, m: int, traits: TargetTraits) -> tuple[Knob, ...]:
+    """What a Winograd convolution leaves open."""
+    high, wide = tiles(conv, m)
+    filter_blocks = ceil_div(conv.filters, traits.lanes)
+    per_tile = 4 * (m + 2) ** 2 * (conv.channels + 2 * traits.lanes)
+    most = max(6, 2 * traits.l2_bytes // per_tile)
+    return (
+        Knob("block", shares(high * wide, min(most, 128))),
+        Knob("pixels", tuple(range(1, traits.vector_registers))),
+        Knob("vectors", divisors(filter_blocks, 8)),
+        Knob("groups", divisors(filter_blocks, 4 * traits.threads)),
+        Knob("filters_outside", (0, 1)),
+    )
+
+
+def decisions(cut: WinogradPlan) -> dict[str, int]:
+    """The values of the knobs that give `cut`."""
+    return {
+        "block": cut.block,
+        "pixels": cut.tile.pixels,
+        "vectors": cut.tile.vectors,
+        "groups": cut.groups,
+        "filters_outside": int(cut.filters_outside),
+    }
+
+
+def _decided(
+    workload: Workload, conv: Conv, m: int, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """F(m×m, 3×3) with these decisions."""
+    tile = RegisterTile(values["pixels"], values["vectors"])
+    outside = bool(values["filters_outside"])
+    cut = WinogradPlan(m, tile, values["block"], values["groups"], outside)
+    panels = ceil_div(conv.filters, traits.lanes) // tile.vectors
+    if tile.pixels > cut.block or cut.groups > panels or (outside and cut.groups == 1):
+        return None
+    if (tile.pixels + 1) * tile.vectors > traits.vector_registers:
+        return None
+    high, wide = tiles(conv, m)
+    size = (m + 2) ** 2
+    products = 2.0 * conv.batch * high * wide * size * conv.channels * conv.filters
+    weights = 4.0 * size * conv.channels * conv.filters
+    # Fitted: the transforms take as long as the products of so many more channels and filters.
+    reach, more = {2: (0.88, 7), 4: (0.8, 12)}[m]
+    fill = conv.filters / (ceil_div(conv.filters, traits.lanes) * traits.lanes)
+    share = reach * fill / (1 + more * (1 / conv.channels + 1 / conv.filters))
+    moved = sum(sig.nbytes for i, sig in enumerate(workload.inputs) if i != 1) + weights
     layout = Layout(traits.lanes)
     operands = operand_layouts(workload.epilogue, workload.output, layout)
-
-    def candidate(m: int) -> Candidate:
-        cut = plan(conv, m, traits)
-        high, wide = tiles(conv, m)
-        size = (m + 2) ** 2
-        products = 2.0 * conv.batch * high * wide * size * conv.channels * conv.filters
-        weights = 4.0 * size * conv.channels * conv.filters
-        # Fitted: the transforms take as long as the products of so many more channels and filters.
-        reach, more = {2: (0.88, 7), 4: (0.8, 12)}[m]
-        fill = conv.filters / (ceil_div(conv.filters, traits.lanes) * traits.lanes)
-        share = reach * fill / (1 + more * (1 / conv.channels + 1 / conv.filters))
-        moved = sum(sig.nbytes for i, sig in enumerate(workload.inputs) if i != 1) + weights
-        return Candidate(
-            name=f"conv2d.winograd{m}",
-            layouts=(layout, WinogradWeights(m, traits.lanes * cut.tile.vectors), *operands),
-            output=layout,
-            cost=Cost(products, moved + workload.output.nbytes, share),
-            compute=lambda: emit(workload, conv, traits, cut),
-            schedule=as_written,
-            strict=False,
-        )
-
-    return tuple(candidate(m) for m in (4, 2) if min(conv.out_height, conv.out_width) >= m)
+    return Candidate(
+        name=f"conv2d.winograd{m}",
+        layouts=(layout, WinogradWeights(m, traits.lanes * tile.vectors), *operands),
+        output=layout,
+        cost=Cost(products, moved + workload.output.nbytes, share),
+        compute=lambda: emit(workload, conv, traits, cut),
+        schedule=as_written,
+        strict=False,
+    )

@@ -7,6 +7,7 @@ operands give the IEEE result.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from schedules import nest
 from schedules.epilogue import operand_layouts
-from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
+from schedules.interface import PLAIN, Candidate, Cost, Knob, TargetTraits, Workload
 from schedules.product import (
     Blocking,
     Problem,
@@ -25,8 +26,10 @@ from schedules.product import (
     ceildiv,
     problem_of,
 )
+from schedules.space import shares, tunable
 from schedules.tile import tallest
 
+FEW_ROWS = 4
 PEAK_SHARE = 0.9  # of the tile's estimate that whole problems reached when measured
 PREFETCH_BLOCKS = 4
 
@@ -70,32 +73,87 @@ def traffic(workload: Workload) -> float:
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """One candidate per panel width for a matmul whose right operand alone is constant."""
+    """Packed GEMM for a matmul whose right operand alone is constant."""
     op = workload.op
     if op.kind != "matmul" or not op.constant[1]:
         return ()
     problem = problem_of(workload)
     lanes = accumulator_lanes(workload, traits)
-    widths = {min(vectors, ceildiv(problem.columns, lanes)) for vectors in (2, 3, 4)}
-    return tuple(candidate(workload, traits, vectors) for vectors in sorted(widths))
+    # With few rows, panels so wide that even one row keeps the multipliers busy.
+    usual = (2, 3, 4, 6, 8) if problem.rows <= FEW_ROWS else (2, 3, 4)
+    widths = {min(vectors, ceildiv(problem.columns, lanes)) for vectors in usual}
+    cuts = [cut for vectors in sorted(widths) if (cut := blocking(workload, traits, vectors))]
+    # The first of equals: narrow panels have fewer empty columns.
+    default = max(cuts, key=lambda cut: efficiency(cut, problem, traits))
+    return (
+        tunable(
+            knobs(problem, lanes, traits),
+            decisions(default),
+            partial(_decided, workload, traits),
+        ),
+    )
 
 
-def candidate(
-    workload: Workload, traits: TargetTraits, vectors: int, name: str = "gemm"
-) -> Candidate:
-    """Packed GEMM with panels of `vectors` registers."""
-    op, problem = workload.op, problem_of(workload)
+def blocking(workload: Workload, traits: TargetTraits, vectors: int) -> Blocking | None:
+    """The default cut with panels of `vectors` registers; None if there are too few registers."""
+    problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
     rows = min(tallest(vectors, traits), problem.rows)
-    lanes, blocks = accumulator_lanes(workload, traits), ceildiv(problem.rows, rows)
+    if vectors > 4 and rows < problem.rows:
+        return None
+    blocks = ceildiv(problem.rows, rows)
     # In a network the weights come from far memory. Prefetching them cost 2 % with weights in cache
     # and gained a quarter without; with fewer blocks, bandwidth is the limit anyway.
-    blocking = Blocking(rows, vectors, lanes, blocks, prefetch=blocks >= PREFETCH_BLOCKS)
-    packing = ColumnPanels(blocking.width, bool(op.attr("transpose_b")))
+    return Blocking(rows, vectors, lanes, blocks, prefetch=blocks >= PREFETCH_BLOCKS)
+
+
+def knobs(problem: Problem, lanes: int, traits: TargetTraits) -> tuple[Knob, ...]:
+    """What a packed product leaves open."""
+    widest = min(8, ceildiv(problem.columns, lanes))
+    tall = min(problem.rows, traits.vector_registers - 2)
+    return (
+        Knob("rows", shares(problem.rows, tall)),
+        Knob("vectors", tuple(range(1, widest + 1))),
+        Knob("chunks", tuple(sorted({1, 2, traits.threads, 4 * traits.threads}))),
+        Knob("prefetch", (0, 1)),
+    )
+
+
+def decisions(cut: Blocking) -> dict[str, int]:
+    """The values of the knobs that give `cut`."""
+    return {
+        "rows": cut.rows,
+        "vectors": cut.vectors,
+        "chunks": cut.chunks,
+        "prefetch": int(cut.prefetch),
+    }
+
+
+def cut_of(
+    values: Mapping[str, int], problem: Problem, lanes: int, traits: TargetTraits
+) -> Blocking | None:
+    """The cut with these decisions; None if it is none."""
+    rows, vectors, chunks = values["rows"], values["vectors"], values["chunks"]
+    if rows * vectors + vectors + 1 > traits.vector_registers or rows > problem.rows:
+        return None
+    if chunks > ceildiv(problem.rows, rows):
+        return None
+    return Blocking(rows, vectors, lanes, chunks, bool(values.get("prefetch", 0)))
+
+
+def _decided(
+    workload: Workload, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """Packed GEMM with these decisions."""
+    op, problem = workload.op, problem_of(workload)
+    cut = cut_of(values, problem, accumulator_lanes(workload, traits), traits)
+    if cut is None:
+        return None
+    packing = ColumnPanels(cut.width, bool(op.attr("transpose_b")))
     return Candidate(
-        name=f"matmul.{name}[{rows}x{vectors}]",
+        name="matmul.gemm",
         layouts=(PLAIN, packing, *operand_layouts(workload.epilogue, workload.output, PLAIN)),
         output=PLAIN,
-        cost=Cost(problem.flops, traffic(workload), efficiency(blocking, problem, traits)),
-        compute=partial(build, workload, blocking, Right.PANELS),
+        cost=Cost(problem.flops, traffic(workload), efficiency(cut, problem, traits)),
+        compute=partial(build, workload, cut, Right.PANELS),
         schedule=nest.as_written,
     )

@@ -1,14 +1,12 @@
-"""Matrix products with few rows or few columns, where reading the larger operand is what costs.
+"""Matrix products with few columns, or few rows of a transposed right operand: inner products.
 
-Few rows: as `schedules.gemm`, with panels so wide that even one row keeps the multipliers busy.
-Few columns, or few rows of a transposed b: inner products, vectors along the depth. Inner products
-sum `lanes` partial sums each, which differs from summing in order within the limit of
-`schedules.gemm`.
+Vectors run along the depth. Inner products sum `lanes` partial sums each, which differs from
+summing in order within the limit of `schedules.gemm`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -19,7 +17,17 @@ from tvm import tirx
 
 from schedules import gemm, nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.gemm import FEW_ROWS
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Cost,
+    Knob,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+)
 from schedules.nest import Stmt
 from schedules.product import (
     accumulator_dtype,
@@ -29,9 +37,8 @@ from schedules.product import (
     ceildiv,
     problem_of,
 )
-from schedules.tile import fold, tallest
-
-FEW_ROWS = 4
+from schedules.space import tunable
+from schedules.tile import fold
 
 
 @dataclass(frozen=True)
@@ -48,43 +55,41 @@ class Transposed:
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """Candidates for a matmul of at most four rows, or of fewer columns than a vector has lanes."""
+    """Inner products for a matmul of few rows, or of fewer columns than a vector has lanes."""
     op = workload.op
     if op.kind != "matmul":
         return ()
     problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
-    found: list[Candidate] = []
-    if op.constant[1] and problem.rows <= FEW_ROWS:
-        most = ceildiv(problem.columns, lanes)
-        widths = {min(vectors, most) for vectors in (6, 8)}
-        found += [
-            gemm.candidate(workload, traits, vectors, "gemv")
-            for vectors in sorted(widths)
-            if vectors > 4 and tallest(vectors, traits) >= problem.rows
-        ]
     readable = op.constant[1] or op.attr("transpose_b")
-    if (
-        readable
-        and problem.depth >= lanes > 1
-        and (problem.columns < lanes or (problem.rows <= FEW_ROWS and not op.constant[1]))
-    ):
-        found.append(inner_product(workload, traits))
-    return tuple(found)
-
-
-def inner_product(workload: Workload, traits: TargetTraits) -> Candidate:
-    """The candidate with vectors along the depth."""
-    op, problem = workload.op, problem_of(workload)
-    lanes = accumulator_lanes(workload, traits)
+    few = problem.columns < lanes or (problem.rows <= FEW_ROWS and not op.constant[1])
+    if not (readable and problem.depth >= lanes > 1 and few):
+        return ()
     rows = min(problem.rows, 3)
     columns = min(problem.columns, (traits.vector_registers - 4) // (rows + 1), 6)
+    knobs = (
+        Knob("rows", tuple(range(1, min(problem.rows, 8) + 1))),
+        Knob("columns", tuple(range(1, min(problem.columns, 8) + 1))),
+    )
+    make = partial(_decided, workload, traits)
+    return (tunable(knobs, {"rows": rows, "columns": columns}, make),)
+
+
+def _decided(
+    workload: Workload, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """Inner products, so many rows × columns at a time."""
+    op, problem = workload.op, problem_of(workload)
+    lanes = accumulator_lanes(workload, traits)
+    rows, columns = values["rows"], values["columns"]
+    if rows * columns + rows + 1 > traits.vector_registers:
+        return None
     tiles = prod(problem.batch) * ceildiv(problem.rows, rows) * ceildiv(problem.columns, columns)
     steps = problem.depth // lanes + problem.depth % lanes
     cycles = tiles * (steps * max(4.0, rows * columns / 2) + 12 * rows * columns)
     share = max(0.01, min(1.0, problem.flops / (4 * traits.lanes) / cycles))
     packing = PLAIN if op.attr("transpose_b") else Transposed()
     return Candidate(
-        name=f"matmul.inner[{rows}x{columns}]",
+        name="matmul.inner",
         layouts=(PLAIN, packing, *operand_layouts(workload.epilogue, workload.output, PLAIN)),
         output=PLAIN,
         cost=Cost(problem.flops, gemm.traffic(workload), gemm.PEAK_SHARE * share),

@@ -6,7 +6,7 @@ identical groups of a network share one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol, TypeAlias
@@ -178,6 +178,30 @@ class Cost:
     passes: int = 1
 
 
+Decisions: TypeAlias = "tuple[tuple[str, int], ...]"
+"""The value of each knob of a space, by name."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One decision about a kernel, and the values that it may take, in ascending order."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Kernels that compute the same between the same layouts: what a candidate leaves open.
+
+    make: the candidate for a value of each knob; None where the values do not fit together. How
+        constants are packed may depend on them, since no neighbour sees it.
+    """
+
+    knobs: tuple[Knob, ...]
+    make: Callable[[Mapping[str, int]], Candidate | None] = field(compare=False, repr=False)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to compute a workload: everything that neighbours can see, and how to schedule it.
@@ -192,6 +216,8 @@ class Candidate:
         that are outermost in the function's body; see schedules/README.md.
     strict: non-finite inputs spread no further than IEEE arithmetic takes them; False for
         Winograd, whose transforms spread them within a tile.
+    decisions: which of the kernels of `space` this is; families offer the one that is good without
+        measuring.
     """
 
     name: str
@@ -201,6 +227,8 @@ class Candidate:
     compute: Callable[[], PrimFunc] = field(compare=False, repr=False)
     schedule: Callable[[Schedule], None] = field(compare=False, repr=False)
     strict: bool = True
+    decisions: Decisions = ()
+    space: Space | None = field(default=None, compare=False, repr=False)
 
 
 Family = Callable[[Workload, TargetTraits], "tuple[Candidate, ...]"]

@@ -23,7 +23,7 @@ class KernelSet:
 
     def name(self, candidate: Candidate, workload: Workload, nodes: tuple[str, ...]) -> str:
         """The name of the candidate's kernel; CompileError naming `nodes` if it cannot be made."""
-        key = (candidate.name, workload, candidate.layouts, candidate.output)
+        key = (candidate, workload)
         if key not in self._names:
             name = f"{workload.op.kind}_{len(self._names)}"
             self._origins[name] = candidate.name, nodes
