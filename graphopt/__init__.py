@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from graphopt.api import CompiledModel as CompiledModel
     from graphopt.api import compile as compile  # noqa: A004 (the public contract)
+    from graphopt.autotuning import tune as tune
     from graphopt.codegen.plan import TensorSpec as TensorSpec
     from graphopt.config import CompileConfig as CompileConfig
     from graphopt.errors import ArtifactError as ArtifactError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.errors import InputError as InputError
     from graphopt.errors import ModelError as ModelError
     from graphopt.errors import OptionError as OptionError
+    from graphopt.errors import TuningError as TuningError
     from graphopt.frontend.diagnose import Diagnosis as Diagnosis
     from graphopt.inspection import Inspection as Inspection
     from graphopt.inspection import inspect as inspect
@@ -44,10 +46,12 @@ _HOME = {
     "OptionError": "graphopt.errors",
     "TargetSpec": "graphopt.target",
     "TensorSpec": "graphopt.codegen.plan",
+    "TuningError": "graphopt.errors",
     "Verification": "graphopt.verification",
     "compile": "graphopt.api",
     "inspect": "graphopt.inspection",
     "load": "graphopt.loaded",
+    "tune": "graphopt.autotuning",
     "verify": "graphopt.verification",
 }
 

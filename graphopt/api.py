@@ -78,7 +78,8 @@ def compile(  # noqa: A001 (the public contract's name)
         constants: input name → value for inputs that are compiled in, such as {"rate": 16000}, or
             a list of such dicts: the k-th goes with the k-th of `shapes`, one alone with all.
         threads: workers that share one run; None for the physical cores.
-        tuning_log: None for the shipped records, () for none.
+        tuning_log: a folder of records that tune() wrote, or several, which are looked into before
+            the shipped records; None for these alone, () for none at all.
         numerics: "default", or "strict": nothing that spreads non-finite values or reassociates
             across a tile.
         quantization, calibration: not available in this version.

@@ -27,6 +27,7 @@ from graphopt.lowering.weights import WeightPool
 from graphopt.programs import AnyProgram, Segment, Specialisation, Staged, key_for
 from graphopt.runtime.library import open_module
 from graphopt.specialisations import Key, describe, value_of
+from graphopt.tuning.library import advice
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +78,8 @@ class Builder:
         self._weights: Array | None = None
         self._linked = self._has_linker()
         self._cache = default_cache() if config.cache and self._linked else None
+        target = config.target.key(config.threads)
+        self._advice = advice(target, config.tuning_log)
 
     def linker(self) -> Linker:
         """The linker for the target; CompileError if there is none."""
@@ -142,7 +145,14 @@ class Builder:
             if spec.name not in constants and spec.kind == TENSOR
         }
         result = compile_model(
-            model, self._config, shapes, constants, self._pool, self._linked, preparation
+            model,
+            self._config,
+            shapes,
+            constants,
+            self._pool,
+            self._linked,
+            preparation,
+            self._advice,
         )
         if isinstance(result, CutModel):
             parts = result.parts
@@ -201,7 +211,7 @@ class Builder:
             "bound": list(self._bound),
             "target": [target.key(config.threads), target.triple, target.mcpu, *target.mattr],
             "numerics": config.numerics,
-            "tuning_log": None if config.tuning_log is None else list(config.tuning_log),
+            "advice": self._advice.digest(),
             "max_weight_growth": config.max_weight_growth,
             "versions": versions(),
             "code": code_version(),

@@ -16,9 +16,10 @@ from graphopt.config import CompileConfig
 from graphopt.frontend.importer import import_model, refuse_unknown
 from graphopt.frontend.model import Array, OnnxModel
 from graphopt.frontend.partition import Staged, needs_host, partition
-from graphopt.frontend.prepare import prepare
+from graphopt.frontend.prepare import prepare, prepare_segment
 from graphopt.frontend.shapes import graph_inputs, static_shape
-from graphopt.lowering.lower import LoweringOptions, lower_graph
+from graphopt.lowering.lower import LoweringOptions, Problem, lower_graph, pose
+from graphopt.lowering.prices import Advisor, unadvised
 from graphopt.lowering.weights import WeightPool
 from graphopt.passes.base import PassReport, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
@@ -69,6 +70,7 @@ def compile_model(
     pool: WeightPool | None = None,
     linked: bool = False,
     preparation: Preparation = prepare,
+    advisor: Advisor = unadvised,
 ) -> Program | CutModel:
     """Compile `model` for one set of input shapes, or cut it into parts to be compiled alone.
 
@@ -79,6 +81,7 @@ def compile_model(
         pool: packed constants shared with other programs of the same model.
         linked: make object files, which a linker will join, in place of a module in memory.
         preparation: prepare() or, for a part, prepare_segment().
+        advisor: knows kernels that were measured.
 
     Raises:
         ModelError: the model is invalid or uses something unsupported, or the shapes do not fit.
@@ -115,7 +118,7 @@ def compile_model(
             refuse_unknown(segment.model for segment in parts.segments)
         return CutModel(parts, report)
     pool = WeightPool() if pool is None else pool
-    return _compiled(prepared, config, pool, linked, report, stages)
+    return _compiled(prepared, config, pool, linked, report, stages, advisor)
 
 
 def _compiled(
@@ -125,6 +128,7 @@ def _compiled(
     linked: bool,
     report: Report,
     stages: _Stages,
+    advisor: Advisor,
 ) -> Program:
     traits = config.target.traits(config.threads)
     target = config.target.tvm_target(config.threads)
@@ -137,8 +141,7 @@ def _compiled(
     module = None
     with KernelJobs(target, arch, machine_code=linked) as jobs:
         with stages("lowering"):
-            options = LoweringOptions(config.numerics == "strict", config.max_weight_growth)
-            lowered = lower_graph(graph, traits, jobs, pool, options)
+            lowered = lower_graph(graph, traits, jobs, pool, _options(config), advisor)
         emitted = lowered.emitted
         with stages("codegen"):
             if linked:
@@ -156,11 +159,44 @@ def _compiled(
         constant_bytes=lowered.constant_bytes,
         passes=tuple(_pass_row(each) for each in passes),
         calls=tuple(
-            KernelRow(use.site, use.kernel, use.candidate, "default", use.nodes)
+            KernelRow(use.site, use.kernel, use.candidate, use.origin, use.nodes)
             for use in emitted.uses
         ),
     )
     return Program(emitted.plan, module, objects, pool, report)
+
+
+def pose_model(
+    model: OnnxModel,
+    config: CompileConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    constants: Mapping[str, Array] | None = None,
+    advisor: Advisor = unadvised,
+    preparation: Preparation = prepare,
+) -> list[Problem]:
+    """What lowering would choose from, without compiling: for the tuner.
+
+    One problem for a straight-line model; one per part of known shapes for a model that is cut.
+    Arguments and errors as for compile_model().
+    """
+    prepared = preparation(model, shapes, constants or {})
+    if needs_host(prepared):
+        parts = partition(prepared)
+        refuse_unknown(segment.model for segment in parts.segments)
+        return [
+            problem
+            for part in parts.segments
+            if part.static
+            for problem in pose_model(
+                part.model, config, {}, None, advisor, preparation=prepare_segment
+            )
+        ]
+    graph, _ = run_pipeline(import_model(prepared), PIPELINE, None)
+    return [pose(graph, config.target.traits(config.threads), _options(config), advisor)]
+
+
+def _options(config: CompileConfig) -> LoweringOptions:
+    return LoweringOptions(config.numerics == "strict", config.max_weight_growth)
 
 
 class _Stages:

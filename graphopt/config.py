@@ -52,7 +52,7 @@ class CompileConfig:
             shapes seen".
         constants: values of inputs that act as shapes, axes, counts or modes; the k-th with the
             k-th of `shapes`, one alone with all of them.
-        tuning_log: None for the shipped records, () for none.
+        tuning_log: logs to look into before the shipped records; None for these alone, () for none.
         numerics: "default", or "strict": no Winograd, nothing that spreads non-finite values.
         dump_ir: directory for the IR after each pass that changed it.
         max_weight_growth: packed weights may take this many times the model's weights.
@@ -63,7 +63,7 @@ class CompileConfig:
     threads: int = field(default_factory=physical_cores)
     shapes: tuple[Shapes, ...] = ()
     constants: tuple[Constants, ...] = ()
-    tuning_log: tuple[()] | None = None
+    tuning_log: tuple[Path, ...] | None = None
     numerics: str = "default"
     dump_ir: Path | None = None
     max_weight_growth: float = 2.0
@@ -279,14 +279,22 @@ def _target(option: Any) -> TargetSpec:
     return TargetSpec.parse(option)
 
 
-def _tuning_log(option: Any) -> tuple[()]:
-    if isinstance(option, (tuple, list)) and not option:
-        return ()
-    raise OptionError(
-        "options",
-        f"tuning_log={option!r}: records of a tuner are not available in this version.",
-        hint="leave it out, or give () to ask for no records.",
-    )
+def _tuning_log(option: Any) -> tuple[Path, ...]:
+    given = option if isinstance(option, (tuple, list)) else (option,)
+    if not all(isinstance(item, (str, os.PathLike)) for item in given):
+        raise OptionError(
+            "options",
+            f"tuning_log must be a folder, or () for no records, not {option!r}.",
+        )
+    paths = tuple(Path(item) for item in given)
+    for path in paths:
+        if not path.is_dir():
+            raise OptionError(
+                "options",
+                f"tuning_log: there is no folder '{path}'.",
+                hint="graphopt tune makes one; leave the option out for the shipped records.",
+            )
+    return paths
 
 
 def _directory(option: Any) -> Path:

@@ -44,6 +44,10 @@ class ArtifactError(GraphoptError):
     """A .gopt file is damaged, altered, of a foreign version, or cannot run on this machine."""
 
 
+class TuningError(GraphoptError):
+    """Tuning cannot go on: the log cannot be written, or nothing can be measured."""
+
+
 def last_line(error: BaseException) -> str:
     """The last line of an error's text: TVM puts the cause there."""
     lines = str(error).strip().splitlines()

@@ -284,7 +284,7 @@ def test_damaged_cache_entries_are_ignored_and_replaced(
         ({"shapes": {"x": (1, 6), "gain": (2, 1)}}, "'batch' is"),
         ({"target": "cpu:cascadlake"}, "'cascadelake'"),
         ({"treads": 2}, "did you mean 'threads'"),
-        ({"tuning_log": "logs"}, "not available"),
+        ({"tuning_log": "no-such-logs"}, "there is no folder"),
         ({"quantization": "int8"}, "not available"),
         ({"threads": 0}, "threads"),
     ],

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from graphopt.cli import verbs
+from graphopt.cli import log_verbs, tune_verb, verbs
 from graphopt.cli.parser import make_parser
 from graphopt.cli.progress import logged
 from graphopt.errors import GraphoptError
@@ -22,8 +22,10 @@ _VERBS = {
     "cache": verbs.cache,
     "compile": verbs.compile,
     "inspect": verbs.inspect,
+    "logs": log_verbs.logs,
     "profile": verbs.profile,
     "run": verbs.run,
+    "tune": tune_verb.tune,
     "verify": verbs.verify,
 }
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from graphopt import __version__
-from graphopt.cli import options
+from graphopt.cli import log_parser, options
 
 _SHAPE_HELP = (
     "shape of an input whose dimensions the model leaves open, such as --shape x=1,3,224,224; "
@@ -31,6 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _inspect(verbs)
     _compile(verbs)
+    _tune(verbs)
+    _logs(verbs)
     _run(verbs)
     _verify(verbs)
     _profile(verbs)
@@ -129,7 +131,9 @@ def _compile(verbs: Any) -> None:
     _threads_flag(parser, "default: physical cores")
     _numerics_flag(parser)
     records = parser.add_mutually_exclusive_group()
-    records.add_argument("--tuning-log", metavar="DIR", help="not available in this version")
+    records.add_argument(
+        "--tuning-log", metavar="DIR", help="records of graphopt tune, before the shipped ones"
+    )
     records.add_argument("--no-records", action="store_true", help="use no tuning records")
     parser.add_argument("--dump-ir", metavar="DIR", help="write the IR after each pass there")
     parser.add_argument(
@@ -139,6 +143,54 @@ def _compile(verbs: Any) -> None:
         help="packed weights may take X times the model's weights (default: 2)",
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use nor fill the cache")
+
+
+def _tune(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "tune",
+        "measure kernels for a model and keep the best in a log",
+        "Measure kernels for a model on this machine. Every result is in the log at once: a run\n"
+        "that is interrupted, or killed, loses nothing, and the next one goes on from there.",
+        "model.onnx --log tuning_logs",
+        "model.onnx --log tuning_logs --shape x=1,3,224,224 --trials 300 --time-limit 240",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("--log", required=True, metavar="DIR", help="where records are kept")
+    parser.add_argument("--target", default="cpu", help=_TARGET_HELP)
+    _shape_flag(parser, _SHAPE_HELP + "; given k times for one input, all k are tuned together")
+    _constant_flag(parser, "; the k-th goes with the k-th shapes")
+    _threads_flag(parser, "default: physical cores")
+    _numerics_flag(parser)
+    parser.add_argument(
+        "--trials", type=options.positive, default=1000, metavar="N",
+        help="distinct kernels to measure at most (default: 1000)",
+    )  # fmt: skip
+    parser.add_argument("--time-limit", type=float, metavar="S", help="seconds, all included")
+    parser.add_argument(
+        "--target-latency", type=float, metavar="MS", help="stop at this expected latency"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="use no earlier records and no shipped cost model"
+    )
+    parser.add_argument(
+        "--max-weight-growth",
+        type=float,
+        metavar="X",
+        help="packed weights may take X times the model's weights (default: 2)",
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the latency over time")
+
+
+def _logs(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "logs",
+        "list, merge, prune, export or import tuning logs",
+        "Look after the logs that graphopt tune makes. graphopt logs ACTION --help explains more.",
+        *log_parser.EXAMPLES,
+    )
+    log_parser.add_actions(parser)
 
 
 def _run(verbs: Any) -> None:

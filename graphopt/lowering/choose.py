@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.lowering.assignment import Costs, solve
+from graphopt.lowering.assignment import Costs, solve, total_cost
 from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.groups import Alias, Group
-from graphopt.lowering.prices import price
+from graphopt.lowering.prices import Offer, price
 from schedules.interface import PLAIN, Candidate, Layout, Packing, TargetTraits, TensorSig
 from schedules.layout_change import change_candidate
 
@@ -46,51 +46,53 @@ def hops(source: Layout, target: Layout, viewed: bool) -> int:
     return int(source != PLAIN) + int(target != PLAIN)
 
 
-def choose_candidates(
+def choose_offers(
     dataflow: Dataflow,
     entries: Sequence[Group | Alias],
-    options: Mapping[int, Sequence[Candidate]],
+    offers: Mapping[int, Sequence[Offer]],
     traits: TargetTraits,
     weight_limit: float,
-) -> dict[int, Candidate]:
-    """The candidate of each group, by the group's index in `entries`.
+) -> dict[int, Offer]:
+    """The offer taken for each group, by the group's index in `entries`.
 
     Args:
-        options: per group at least one candidate.
+        offers: per group at least one.
         weight_limit: packed weights may take this many times the bytes of the constants.
     """
-    problem = _Problem(dataflow, entries, options, traits)
-    penalty, picks = 0.0, problem.solve(0.0)
-    limit = weight_limit * problem.constant_bytes
-    # A price per byte, raised until the weights fit: the Lagrangian of the limit.
-    for _ in range(24):
-        if problem.weight_bytes(picks) <= limit:
-            break
-        penalty = penalty * 2 if penalty else 1e-13
-        picks = problem.solve(penalty)
-    picks = problem.spend(picks, limit)
-    return {entry: options[entry][pick] for entry, pick in zip(problem.groups, picks, strict=True)}
+    assignment = Assignment(dataflow, entries, offers, traits, weight_limit)
+    picks = assignment.picks()
+    return {
+        entry: offers[entry][pick] for entry, pick in zip(assignment.groups, picks, strict=True)
+    }
 
 
-class _Problem:
-    """Node and edge costs of one network."""
+class Assignment:
+    """Node and edge costs of one network, in seconds.
+
+    A measured offer costs what was measured. The static table prices the others; it ranks, but may
+    be off by a factor, which is taken from the offers that were measured: those for the same group,
+    else all.
+    """
 
     def __init__(
         self,
         dataflow: Dataflow,
         entries: Sequence[Group | Alias],
-        options: Mapping[int, Sequence[Candidate]],
+        offers: Mapping[int, Sequence[Offer]],
         traits: TargetTraits,
+        weight_limit: float,
     ) -> None:
         self.groups = [i for i, entry in enumerate(entries) if isinstance(entry, Group)]
-        self.options = [options[i] for i in self.groups]
+        self.offers = [offers[i] for i in self.groups]
+        self.options = [[offer.candidate for offer in found] for found in self.offers]
         self.traits = traits
         self.constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
+        self.weight_limit = weight_limit * self.constant_bytes
         self.weights = [
-            np.array([_packed_bytes(entries[i], c) for c in options[i]], dtype=np.float64)
+            np.array([_packed_bytes(entries[i], o.candidate) for o in offers[i]], dtype=np.float64)
             for i in self.groups
         ]
-        self.nodes: list[Costs] = [
+        static = [
             np.array(
                 [
                     price(c.cost, traits, packed, self.constant_bytes)
@@ -99,6 +101,7 @@ class _Problem:
             )
             for found, weights in zip(self.options, self.weights, strict=True)
         ]
+        self.scale, self.nodes = _measured(static, self.offers)
         self.edges: dict[tuple[int, int], Costs] = {}
         self._changes: dict[TensorSig, float] = {}
         aliases = alias_table(entries)
@@ -121,6 +124,28 @@ class _Problem:
             if maker is not None:
                 change = self._change(dataflow.values[source.value])
                 self.nodes[maker] += [change * (c.output != PLAIN) for c in self.options[maker]]
+
+    def picks(self) -> list[int]:
+        """The option of each group that makes the network fastest within the limit on weights."""
+        penalty, picks = 0.0, self.solve(0.0)
+        # A price per byte, raised until the weights fit: the Lagrangian of the limit.
+        for _ in range(24):
+            if self.weight_bytes(picks) <= self.weight_limit:
+                break
+            penalty = penalty * 2 if penalty else 1e-13
+            picks = self.solve(penalty)
+        return self.spend(picks, self.weight_limit)
+
+    def seconds(self, picks: Sequence[int]) -> float:
+        """Time of the network with these options."""
+        return total_cost(self.nodes, self.edges, picks)
+
+    def forced(self, number: int, option: int) -> float:
+        """Time of the network at best, if group `number` takes `option`; no limit on weights."""
+        nodes = list(self.nodes)
+        nodes[number] = np.full_like(nodes[number], _NEVER)
+        nodes[number][option] = self.nodes[number][option]
+        return total_cost(nodes, self.edges, solve(nodes, self.edges))
 
     def _edge(
         self, maker: int | None, user: int, position: int, viewed: bool, sig: TensorSig
@@ -147,7 +172,7 @@ class _Problem:
                 if len(sig.shape) > 1
                 else None
             )
-            self._changes[sig] = price(cost, self.traits) if cost else 0.0
+            self._changes[sig] = self.scale * price(cost, self.traits) if cost else 0.0
         return self._changes[sig]
 
     def solve(self, penalty: float) -> list[int]:
@@ -179,6 +204,31 @@ class _Problem:
 
     def weight_bytes(self, picks: Sequence[int]) -> float:
         return float(sum(w[pick] for w, pick in zip(self.weights, picks, strict=True)))
+
+
+_NEVER = 1e6  # seconds
+
+
+def _measured(
+    static: Sequence[Costs], offers: Sequence[Sequence[Offer]]
+) -> tuple[float, list[Costs]]:
+    """The scale of the static table, and the costs of all offers."""
+    known = [
+        [offer.seconds / cost for offer, cost in zip(found, costs, strict=True) if offer.seconds]
+        for found, costs in zip(offers, static, strict=True)
+    ]
+    scales = [float(np.exp(np.mean(np.log(ratios)))) if ratios else None for ratios in known]
+    common = float(np.median([scale for scale in scales if scale] or [1.0]))
+    costs = [
+        np.array(
+            [
+                offer.seconds or float(cost) * (scale or common)
+                for offer, cost in zip(found, prices, strict=True)
+            ]
+        )
+        for found, prices, scale in zip(offers, static, scales, strict=True)
+    ]
+    return common, costs
 
 
 def _group(entry: Group | Alias) -> Group:

@@ -12,13 +12,14 @@ from graphopt.lowering.choose import alias_table, find_source
 from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.groups import Alias, Group
 from graphopt.lowering.kernels import KernelSet
-from graphopt.lowering.prices import is_serial
+from graphopt.lowering.prices import Offer, is_serial
 from graphopt.lowering.sharing import Place, Sharing, Tensor, share_memory
 from graphopt.lowering.storage import Storage
 from graphopt.lowering.weights import WeightPool
 from schedules.interface import (
     PLAIN,
     Candidate,
+    Decisions,
     Epilogue,
     Layout,
     Op,
@@ -37,6 +38,8 @@ class KernelUse:
     kernel: str
     candidate: str
     nodes: tuple[str, ...]
+    origin: str = "default"
+    decisions: Decisions = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ class _Emitter:
 
     # --- kernels and calls -----------------------------------------------------------------------
 
-    def group(self, index: int, group: Group, candidate: Candidate) -> None:
+    def group(self, index: int, group: Group, offer: Offer) -> None:
+        candidate = offer.candidate
         if index in self.sharing.views:
             self.view(group, candidate.output, self.sharing.views[index])
             return
@@ -156,7 +160,7 @@ class _Emitter:
             self.made[value] = candidate.output
             self.origin[value] = group.nodes
             outputs.append(self.tensor(value, candidate.output))
-        self.emit(candidate, group.workload, inputs, outputs, group.nodes)
+        self.emit(candidate, group.workload, inputs, outputs, group.nodes, offer.origin)
 
     def view(self, group: Group, layout: Layout, place: Place) -> None:
         """A slice that is read where it lies in its source."""
@@ -205,6 +209,7 @@ class _Emitter:
         inputs: Sequence[int],
         outputs: Sequence[int],
         nodes: tuple[str, ...],
+        origin: str = "default",
     ) -> None:
         name = self.kernels.name(candidate, workload, nodes)
         serial = not self.share or is_serial(candidate.cost, self.traits)
@@ -226,7 +231,7 @@ class _Emitter:
                 float(candidate.cost.bytes),
             )
         )
-        self.uses.append(KernelUse(site, name, candidate.name, nodes))
+        self.uses.append(KernelUse(site, name, candidate.name, nodes, origin, candidate.decisions))
 
     def with_workspaces(self, index: int, call: Call, kernel: Kernel) -> Call:
         """Call number `index`, given the memory that its kernel needs beside the arguments."""
@@ -242,7 +247,7 @@ class _Emitter:
 def emit(
     dataflow: Dataflow,
     entries: Sequence[Group | Alias],
-    chosen: Mapping[int, Candidate],
+    chosen: Mapping[int, Offer],
     traits: TargetTraits,
     jobs: KernelMaker,
     pool: WeightPool,
@@ -252,7 +257,7 @@ def emit(
     """The plan and kernels of a network.
 
     Args:
-        chosen: per group (by index in `entries`) its candidate.
+        chosen: per group (by index in `entries`) the offer that was taken.
         jobs: makes the kernels.
         pool: receives the packed constants; shared by the programs of one model.
         copy: makes a candidate that copies a tensor of a given workload, for outputs that are
@@ -270,7 +275,8 @@ def emit(
             claims[owner] = index
         else:
             copies.append((index, value))
-    sharing = share_memory(dataflow, entries, chosen, claims)
+    candidates = {index: offer.candidate for index, offer in chosen.items()}
+    sharing = share_memory(dataflow, entries, candidates, claims)
     kernels = KernelSet(jobs)
     emitter = _Emitter(dataflow, aliases, claims, sharing, traits, kernels, pool, copy, share)
     for index, (_, value) in enumerate(dataflow.inputs):

@@ -9,11 +9,18 @@ from graphopt.codegen.kernel import KernelMaker
 from graphopt.codegen.plan import Plan, TensorSpec
 from graphopt.errors import CompileError
 from graphopt.ir import Graph
-from graphopt.lowering.choose import choose_candidates
+from graphopt.lowering.choose import choose_offers
+from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.emit import Emitted, emit
-from graphopt.lowering.groups import Group, form_groups
+from graphopt.lowering.groups import Alias, Group, form_groups
 from graphopt.lowering.legalised import legalised_candidate
-from graphopt.lowering.prices import SMALL_PROGRAM_SECONDS, single_core_seconds
+from graphopt.lowering.prices import (
+    SMALL_PROGRAM_SECONDS,
+    Advisor,
+    Offer,
+    single_core_seconds,
+    unadvised,
+)
 from graphopt.lowering.read import read_dataflow
 from graphopt.lowering.weights import WeightPool
 from schedules.interface import Candidate, TargetTraits, Workload
@@ -42,37 +49,72 @@ class Lowered:
     constant_bytes: int
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A network as groups of operations, and what is offered for each: what is left is to choose.
+
+    offers: by the group's index in `entries`.
+    """
+
+    dataflow: Dataflow
+    entries: tuple[Group | Alias, ...]
+    offers: Mapping[int, tuple[Offer, ...]]
+    traits: TargetTraits
+    options: LoweringOptions
+
+    def choice(self) -> dict[int, Offer]:
+        """The offers that make the network fastest."""
+        limit = self.options.weight_limit
+        return choose_offers(self.dataflow, self.entries, self.offers, self.traits, limit)
+
+
+def pose(
+    graph: Graph,
+    traits: TargetTraits,
+    options: LoweringOptions,
+    advisor: Advisor = unadvised,
+) -> Problem:
+    """Form the groups of a graph, and collect what is offered for them.
+
+    Raises:
+        CompileError: there is no kernel for a group; it names the ONNX node.
+    """
+    dataflow = read_dataflow(graph)
+    entries = tuple(form_groups(dataflow))
+    found: dict[tuple[Workload, int], tuple[Offer, ...]] = {}
+    offers: dict[int, tuple[Offer, ...]] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Group):
+            continue
+        key = (entry.workload, id(entry.function) if entry.function is not None else 0)
+        if key not in found:
+            found[key] = advisor(entry.workload, _candidates(entry, traits, options))
+        offers[index] = found[key]
+    return Problem(dataflow, entries, offers, traits, options)
+
+
 def lower_graph(
     graph: Graph,
     traits: TargetTraits,
     jobs: KernelMaker,
     pool: WeightPool,
     options: LoweringOptions,
+    advisor: Advisor = unadvised,
 ) -> Lowered:
     """Lower a graph to a plan and kernels for a CPU, which `jobs` makes for the target of `traits`.
 
-    Packed constants go to `pool`. Raises CompileError naming the ONNX node where one fails.
+    Packed constants go to `pool`. `advisor` knows kernels that were measured. Raises CompileError
+    naming the ONNX node where one fails.
     """
-    dataflow = read_dataflow(graph)
-    entries = form_groups(dataflow)
-    found: dict[tuple[Workload, int], tuple[Candidate, ...]] = {}
-    candidates: dict[int, tuple[Candidate, ...]] = {}
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Group):
-            continue
-        key = (entry.workload, id(entry.function) if entry.function is not None else 0)
-        if key not in found:
-            found[key] = _candidates(entry, traits, options)
-        candidates[index] = found[key]
-    chosen = choose_candidates(dataflow, entries, candidates, traits, options.weight_limit)
-
-    alone = sum(single_core_seconds(candidate.cost, traits) for candidate in chosen.values())
+    problem = pose(graph, traits, options, advisor)
+    dataflow, chosen = problem.dataflow, problem.choice()
+    alone = sum(single_core_seconds(offer.candidate.cost, traits) for offer in chosen.values())
 
     def copy(workload: Workload) -> Candidate:
         return _offers(workload, traits, options)[0]
 
     share = alone > SMALL_PROGRAM_SECONDS
-    emitted = emit(dataflow, entries, chosen, traits, jobs, pool, copy, share)
+    emitted = emit(dataflow, problem.entries, chosen, traits, jobs, pool, copy, share)
     emitted = replace(emitted, plan=_as_users_see_it(emitted.plan, graph.elements))
     constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
     return Lowered(emitted, len(dataflow.operations), len(chosen), constant_bytes)

@@ -8,11 +8,13 @@ ResNet-18, ResNet-50 and SqueezeNet on one and two cores, and scale with the tar
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from schedules.interface import Cost, TargetTraits
+from schedules.interface import Candidate, Cost, TargetTraits, Workload
 
 CLOCK_HZ = 3.0e9
 BANDWIDTH = 14e9
@@ -74,3 +76,26 @@ def price(
     streaming = weight_bytes / weight_bandwidth(constant_bytes, workers)
     # A smooth maximum: the two overlap, but not where both take about as long.
     return float(np.cbrt(alone**3 + streaming**3)) + barriers
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A candidate for a group, and what is known of it.
+
+    seconds: measured time of its kernel; None if it was not measured.
+    origin: where its decisions come from: "default", "tuned" (measured on such a machine) or
+        "borrowed" (from records of another one, whose times mean nothing here).
+    """
+
+    candidate: Candidate
+    seconds: float | None = None
+    origin: str = "default"
+
+
+Advisor: TypeAlias = "Callable[[Workload, Sequence[Candidate]], tuple[Offer, ...]]"
+"""Knows kernels that were measured: one offer for each candidate, with the best decisions known."""
+
+
+def unadvised(_workload: Workload, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
+    """The candidates as they are: nothing was measured."""
+    return tuple(Offer(candidate) for candidate in candidates)

@@ -1,0 +1,115 @@
+"""Advice: the best kernels that records know, as offers for lowering."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from graphopt.lowering.prices import Offer
+from graphopt.tuning.codec import workload_key
+from graphopt.tuning.records import Record
+from schedules.interface import Candidate, Decisions, Workload
+
+log = logging.getLogger(__name__)
+
+Name = tuple[str, str]
+"""A workload's key and a candidate's name."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The best known decisions of each candidate of each workload.
+
+    own: records of this target; their times count. others: of similar ones; only their decisions
+    do. second: seconds of the reference kernel on a usual day, which ratios are multiples of.
+    """
+
+    own: Mapping[Name, Record]
+    others: Mapping[Name, Record]
+    second: float
+    stale: set[Name] = field(default_factory=set, compare=False)
+
+    def __call__(self, workload: Workload, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
+        """One offer for each candidate."""
+        key = workload_key(workload)
+        return tuple(self._offer(key, candidate) for candidate in candidates)
+
+    def _offer(self, key: str, candidate: Candidate) -> Offer:
+        name = (key, candidate.name)
+        record = self.own.get(name)
+        if record is not None:
+            made = replay(candidate, record.decisions)
+            if made is not None:
+                return Offer(made, record.ratio * self.second, "tuned")
+            self._warn(name)
+        record = self.others.get(name)
+        if record is not None:
+            made = replay(candidate, record.decisions)
+            if made is not None:
+                return Offer(made, None, "borrowed")
+        return Offer(candidate)
+
+    def _warn(self, name: Name) -> None:
+        if name not in self.stale:
+            self.stale.add(name)
+            log.warning(
+                "the record of %s for workload %s fits its space no more; tune again", *name[::-1]
+            )
+
+    def digest(self) -> str:
+        """What identifies the advice, for the compile cache."""
+        state = hashlib.blake2b(digest_size=16)
+        for table in (self.own, self.others):
+            for name, record in sorted(table.items()):
+                state.update(repr((name, record.decisions, record.ratio)).encode())
+            state.update(b";")
+        return state.hexdigest()
+
+
+def replay(candidate: Candidate, decisions: Decisions) -> Candidate | None:
+    """The candidate with other decisions; None if its space has no such kernel (any more)."""
+    if candidate.decisions == decisions:
+        return candidate
+    space = candidate.space
+    if space is None or {knob.name for knob in space.knobs} != {name for name, _ in decisions}:
+        return None
+    return space.make(dict(decisions))
+
+
+def advise(records: Iterable[Record], target: str) -> Advice:
+    """Advice for the target key `target` from records of any target.
+
+    Records of a target with other vector features are not used; those that differ in caches or
+    threads are borrowed from.
+    """
+    own: dict[Name, Record] = {}
+    others: dict[Name, Record] = {}
+    seconds = []
+    known = list(records)
+    # A kernel that once gave wrong numbers is not to be trusted, however often it did not.
+    wrong = {(r.workload_key, r.trace_key) for r in known if r.status == "wrong"}
+    for record in known:
+        if not record.ok or (record.workload_key, record.trace_key) in wrong:
+            continue
+        if record.target == target:
+            seconds.append(record.seconds / record.ratio)
+            _keep(own, record)
+        elif _features(record.target) == _features(target):
+            _keep(others, record)
+    return Advice(own, others, median(seconds) if seconds else 1.0)
+
+
+def _keep(table: dict[Name, Record], record: Record) -> None:
+    """Keep the better one; what was measured in turns with its rivals beats what was not."""
+    name = (record.workload_key, record.candidate)
+    present = table.get(name)
+    if present is None or (not record.final, record.ratio) < (not present.final, present.ratio):
+        table[name] = record
+
+
+def _features(target: str) -> str:
+    """The part of a target key that says what instructions there are."""
+    return "-".join(target.split("-")[:2])

@@ -1,0 +1,137 @@
+"""The cost model: gradient-boosted trees that foretell how fast a kernel is beside its rivals.
+
+The target is log2(time of the workload's best kernel / time of this kernel): 0 for the best one,
+−1 for one that takes twice as long. So what is learnt about one workload carries over to others.
+
+Source: Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost
+
+from graphopt.artifact.atomic import replacing
+from graphopt.tuning.records import Record
+
+SLOWEST = -5.0
+"""Targets below this say no more than "slow"."""
+FAILED = -6.0
+"""The target of a kernel that does not work."""
+_MAGIC = b"graphopt cost model 1\n"
+_DIGEST_BYTES = 16
+
+FILE = "cost_model.bin"
+"""The cost model of a target's records, beside them."""
+LEAST_ROWS = 12
+"""With fewer rows there is nothing to learn."""
+
+_PARAMETERS = {
+    "max_depth": 6,
+    "eta": 0.15,
+    "min_child_weight": 2.0,
+    "subsample": 0.9,
+    "colsample_bytree": 0.8,
+    "lambda": 1.0,
+    "objective": "reg:squarederror",
+    "verbosity": 0,
+    "seed": 0,
+}
+_ROUNDS = 120
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """A trained model, for one number of features."""
+
+    booster: Any
+    width: int
+
+    def scores(self, features: Sequence[Sequence[float]]) -> np.ndarray[Any, Any]:
+        """The expected target of kernels with these features."""
+        rows = np.asarray(features, np.float32).reshape(len(features), self.width)
+        return np.asarray(self.booster.inplace_predict(rows), np.float64)
+
+    def to_bytes(self) -> bytes:
+        """The model as a file: XGBoost's UBJSON behind a digest, because XGBoost ends the process
+        when it is given anything else."""
+        data = bytes(self.booster.save_raw("ubj"))
+        return _MAGIC + blake2b(data, digest_size=_DIGEST_BYTES).digest() + data
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CostModel:
+        """The model of which to_bytes() gave `data`.
+
+        Raises:
+            ValueError: it gave something else.
+        """
+        start = len(_MAGIC) + _DIGEST_BYTES
+        digest, model = data[len(_MAGIC) : start], data[start:]
+        if data[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("not a cost model of this version")
+        if blake2b(model, digest_size=_DIGEST_BYTES).digest() != digest:
+            raise ValueError("a damaged cost model")
+        booster = xgboost.Booster()
+        booster.load_model(bytearray(model))
+        return CostModel(booster, int(booster.num_features()))
+
+
+def load(logs: Sequence[Path], target: str) -> CostModel | None:
+    """The first cost model for the target key in these logs; None if there is none to be read."""
+    for folder in logs:
+        try:
+            return CostModel.from_bytes((folder / target / FILE).read_bytes())
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def save(model: CostModel, folder: Path, target: str) -> None:
+    """Put the model beside the records of a log, in place of the one there.
+
+    Raises:
+        ArtifactError: there is no room, or it cannot be written.
+    """
+    with replacing(folder / target / FILE, "tune") as file:
+        file.write(model.to_bytes())
+
+
+def train(records: Iterable[Record], threads: int) -> CostModel | None:
+    """A model of these records; None where there are too few.
+
+    Args:
+        threads: for training.
+    """
+    kept = [record for record in records if record.features]
+    widths = [len(record.features) for record in kept]
+    if len(kept) < LEAST_ROWS:
+        return None
+    width = widths[-1]
+    kept = [record for record, each in zip(kept, widths, strict=True) if each == width]
+    targets = _targets(kept)
+    rows = np.asarray([record.features for record in kept], np.float32)
+    # Errors among the fast kernels matter: the slow ones only have to stay slow.
+    weights = np.exp2(np.maximum(targets, SLOWEST) / 2)
+    data = xgboost.DMatrix(rows, label=targets, weight=weights)
+    booster = xgboost.train({**_PARAMETERS, "nthread": threads}, data, _ROUNDS)
+    return CostModel(booster, width)
+
+
+def _targets(records: Sequence[Record]) -> np.ndarray[Any, Any]:
+    best: dict[tuple[str, str], float] = {}
+    keys = [(record.target, record.workload_key) for record in records]
+    for record, key in zip(records, keys, strict=True):
+        if record.ok:
+            best[key] = min(best.get(key, np.inf), record.ratio)
+    return np.array(
+        [
+            max(SLOWEST, np.log2(best[key] / record.ratio)) if record.ok else FAILED
+            for record, key in zip(records, keys, strict=True)
+        ]
+    )

@@ -1,0 +1,1 @@
+"""The measure server: a process that builds, checks and times candidates in children of its own."""
