@@ -54,7 +54,7 @@ def drawn(space: Space, seed: str) -> Iterator[Candidate]:
             return
 
 
-@pytest.mark.parametrize("traits", {t.lanes: t for t in harness.ALL_TRAITS}.values(), ids=lambda t: f"lanes{t.lanes}")
+@pytest.mark.parametrize("traits", harness.ALL_TRAITS, ids=lambda t: f"lanes{t.lanes}")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str, traits: TargetTraits) -> None:
     workload = CONVOLUTIONS[name]
