@@ -19,8 +19,9 @@ class HostCallError(GraphoptError):
 
 def number(value: Any, what: str) -> int:
     """The only element of a tensor, as a whole number or bool."""
-    if value.size != 1:
-        raise HostCallError("run", f"{what} has {value.size} elements instead of one.")
+    size = value.size if isinstance(value, np.ndarray) else None
+    if size != 1:
+        raise HostCallError("run", f"{what} has {size or 'no'} elements instead of one.")
     return int(value.item())
 
 
