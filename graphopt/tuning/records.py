@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from graphopt.tuning.codec import (
@@ -73,12 +74,12 @@ class Record:
         """Whether the kernel works."""
         return self.status == OK
 
-    @property
+    @cached_property
     def workload_key(self) -> str:
         """See codec.workload_key()."""
         return workload_key(self.workload)
 
-    @property
+    @cached_property
     def trace_key(self) -> str:
         """See codec.trace_key()."""
         return trace_key(self.candidate, self.decisions)

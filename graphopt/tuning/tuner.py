@@ -31,6 +31,8 @@ NIL = 5e-4
 """A batch that is expected to gain less than this share of the model's time is not worth it."""
 PATIENCE = 3
 """So many batches without hope end the search."""
+CALIBRATED = 4
+"""Every so many batches, the model's error is measured."""
 FINALISTS = 3
 FINAL_ROUNDS = 5
 FINAL_SHARE = 0.1
@@ -222,6 +224,8 @@ class Tuner:
             if hopeless == PATIENCE:
                 return "no more gain is expected"
             self._measure(server, batch, now)
+            if len(self._history) % CALIBRATED == 0:
+                self._calibrate()
 
     def _batch(self, count: int, now: Standing) -> list[Proposal]:
         if not self._learn:
@@ -250,7 +254,6 @@ class Tuner:
             self._state.mine.append(record)
             ratio = record.ratio if record.ok else None
             self._search.tell(proposal.task.name, proposal.decisions, ratio)
-        self._calibrate()
 
     def _calibrate(self) -> None:
         """The model's error on kernels it has not seen: learn from three quarters, ask the rest."""

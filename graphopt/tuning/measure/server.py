@@ -16,7 +16,9 @@ import select
 import signal
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,10 @@ YARDSTICK = Workload(
     )
 )
 """What the reference kernel computes."""
+RECENT = 7
+"""So many times of the reference kernel, of some seconds, say how fast the machine is now."""
+YARDSTICK_RUNS = 16
+"""Of about a millisecond each: the first ones after a pause wait for the workers to wake up."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Server:
         self._tasks: dict[str, Task] = {}
         self._builders = len(os.sched_getaffinity(0))
         self._yardstick: Child | None = None
+        self._reference: deque[float] = deque(maxlen=RECENT)
 
     def answer(self, message: dict[str, Any]) -> None:
         """Do what one message asks for."""
@@ -153,12 +160,12 @@ class Server:
         for turn in range(rounds):
             for index in list(built):
                 child = built[index]
-                before = self._reference_seconds()
+                self._time_reference()
                 child.go(self._limits.run_seconds)
                 report = child.report()
                 if report["status"] == "ok":
-                    after = self._reference_seconds()
-                    report["ratio"] = report["seconds"] / (0.5 * (before + after))
+                    self._time_reference()
+                    report["ratio"] = report["seconds"] / median(self._reference)
                     reports[index].append(report)
                     if turn < rounds - 1:
                         continue
@@ -168,14 +175,16 @@ class Server:
                 child.end()
                 send(self._output, {"trial": index, **report})
 
-    def _reference_seconds(self) -> float:
+    def _time_reference(self) -> None:
+        """Note how long the reference kernel takes now."""
         for _ in range(3):  # if somebody kills it, there is another
             if self._yardstick is None:
                 self._yardstick = self._child(self._time_yardstick, self._limits.build_seconds)
             self._yardstick.go(self._limits.build_seconds)
             report = self._yardstick.report()
             if report["status"] == "ok":
-                return float(report["seconds"])
+                self._reference.append(float(report["seconds"]))
+                return
             self._yardstick.end()
             self._yardstick = None
         raise RuntimeError(f"the reference kernel cannot be timed: {report}")
@@ -186,7 +195,7 @@ class Server:
         program = self._machine.program(YARDSTICK, candidate, make_inputs(YARDSTICK))
         while True:
             wait()
-            send(reports, {"status": "ok", "seconds": program.seconds(3)})
+            send(reports, {"status": "ok", "seconds": program.seconds(YARDSTICK_RUNS)})
 
     def _job(self, trial: dict[str, Any]) -> Job:
         def job(reports: int, wait: Wait) -> None:
