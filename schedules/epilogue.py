@@ -9,6 +9,7 @@ from tvm import te, tirx
 
 from schedules.interface import PLAIN, Epilogue, Layout, PrimExpr, TensorSig, TETensor, Workload
 from schedules.scalar import evaluate
+from schedules.scalar_math import as_float, defines
 from schedules.scalar_values import constant
 from schedules.scalar_zero import keeps_zero
 
@@ -96,14 +97,19 @@ _SMALL_INTEGERS = ("int8", "uint8", "int16", "uint16")
 def bind(value: PrimExpr, bindings: list[tuple[PrimExpr, PrimExpr]]) -> PrimExpr:
     """A variable for `value`, noted in `bindings`: an expression is a tree, where a value that
     several steps use would be repeated. Immediates and variables stay as they are; integers
-    too, because TVM's bounds analysis fails where a nest with such a variable is copied."""
+    too, as let() says, unless they define variables."""
     dtype = str(value.ty.dtype)
     plain = isinstance(value, (tirx.IntImm, tirx.FloatImm, tirx.Var))
     if dtype in _SMALL_INTEGERS and isinstance(value, (tirx.Cast, tirx.Let)):
         # What quantization made is a long expression: it is kept as the float it is exactly.
         return tirx.Cast(dtype, tirx.Cast("int32", bind(tirx.Cast("float32", value), bindings)))
-    if plain or "float" not in dtype:
+    if plain:
         return value
+    if "float" not in dtype:
+        if not defines(value):
+            return value
+        carrier, back = as_float(value)
+        return back(bind(carrier, bindings))
     var = tirx.Var(f"value{len(bindings)}", dtype)
     bindings.append((var, value))
     return var

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tvm import tirx
+from tvm import ir, tirx
 
 from schedules.interface import PrimExpr
 
@@ -46,11 +46,41 @@ def let(x: PrimExpr, body: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
     """`body(x)` with a float x evaluated once: expressions are trees, where uses would multiply.
 
     Integers are repeated: TVM's bounds analysis fails where a nest with such a variable is copied.
+    One that defines variables itself, which must not be repeated, is bound as the bits of a float.
     """
-    if isinstance(x, (tirx.Var, tirx.FloatImm, tirx.IntImm)) or "float" not in dtype_of(x):
+    dtype = dtype_of(x)
+    if isinstance(x, (tirx.Var, tirx.FloatImm, tirx.IntImm)):
         return body(x)
-    var = tirx.Var("t", dtype_of(x))
-    return tirx.Let(var, x, body(var))
+    if "float" in dtype:
+        var = tirx.Var("t", dtype)
+        return tirx.Let(var, x, body(var))
+    if not defines(x):
+        return body(x)
+    value, back = as_float(x)
+    return let(value, lambda t: body(back(t)))
+
+
+def as_float(x: PrimExpr) -> tuple[PrimExpr, Callable[[PrimExpr], PrimExpr]]:
+    """A float that stands for an integer or bool exactly, and what makes that of it again."""
+    dtype = dtype_of(x)
+    if dtype in ("int32", "uint32", "int64", "uint64"):
+        carrier = "float32" if "32" in dtype else "float64"
+        return tirx.reinterpret(carrier, x), lambda t: tirx.reinterpret(dtype, t)
+    if dtype == "bool":
+        return tirx.Cast("float32", x), lambda t: t > f32(0.5)
+    return tirx.Cast("float32", x), lambda t: tirx.Cast(dtype, t)  # 16 bits at most
+
+
+def defines(x: PrimExpr) -> bool:
+    """Whether an expression defines a variable."""
+    if isinstance(x, tirx.Let):
+        return True
+    if isinstance(x, ir.Call):
+        return any(map(defines, x.args))
+    names = ("value", "a", "b", "condition", "true_value", "false_value")
+    if isinstance(x, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
+        return False
+    return any(defines(getattr(x, name)) for name in names if hasattr(x, name))
 
 
 def bits(x: PrimExpr) -> PrimExpr:

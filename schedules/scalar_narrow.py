@@ -70,9 +70,7 @@ def decode(x: PrimExpr, attrs: Mapping[str, Attr]) -> PrimExpr:
     if name == "bfloat16":
         wide = tirx.Cast("uint32", x)  # unsigned: TVM evaluates the shift of a constant
         return from_bits(wide << tirx.const(16, "uint32"))
-    # The code is used several times, and may define variables, which must not be repeated: it is
-    # bound as the bits of a float, because integers cannot be (see let()).
-    return let(from_bits(tirx.Cast("int32", x)), lambda t: _decode(bits(t), name))
+    return let(tirx.Cast("int32", x), lambda code: _decode(code, name))
 
 
 def _decode(code: PrimExpr, name: str) -> PrimExpr:

@@ -63,6 +63,11 @@ REFUSED = {
         " int64[1] a = {0}, int64[1] t = {-1}> { y = Slice(x, s, e, a, t) }",
         "empty by the standard and whole in ONNX Runtime",
     ),
+    "minus-one-is-no-flag": (
+        "(float[1, 1, 8, 8] x) => (float[1, 1, n, m] y)"
+        " { y = MaxPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = -1> (x) }",
+        "ceil_mode is -1; it must be 0 or 1",
+    ),
     "seven-is-no-flag": (
         "(float[2, 3] a) => (int64[2] y) { y = ArgMin <axis = 1, keepdims = 7> (a) }",
         "keepdims is 7; it must be 0 or 1",
@@ -77,6 +82,8 @@ ACCEPTED = {
     " { d = Div(x, z) y = Erf(d) }",
     "division-by-a-float16-zero": "(float[6] x) => (float[6] y) <float f = {0.0}>"
     " { h = Cast <to = 10> (x) z = Cast <to = 10> (f) d = Div(h, z) y = Cast <to = 1> (d) }",
+    "a-comparison-used-twice": "(float[6] x) => (float[6] y) <float a = {0.5}, float z = {3.0}>"
+    " { n = Tanh(x) l = Less(a, n) f = Cast <to = 1> (l) y = Where(l, f, z) }",
     "deep-chain": "(float[64] x) => (float[64] y) { s = Softplus(x) t = Tanh(s) y = Mul(x, t)"
     " z = Mul(x, t) }",
 }

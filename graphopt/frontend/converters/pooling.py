@@ -63,7 +63,7 @@ def max_pool(node: NodeContext) -> Expr | tuple[Expr | None, ...]:
         return max_pool_with_indices(node)
     node.ignore("storage_order")  # of the indices
     x, window = node.input(0), _read(node)
-    if node.int_attr("ceil_mode"):
+    if node.flag_attr("ceil_mode"):
         window = replace(window, after=ceil_padding(window, shape_of(x)[2:]))
     window.outputs(shape_of(x)[2:])
 
@@ -149,7 +149,7 @@ def lp_pool(node: NodeContext) -> Expr:
     """LpPool for any p, from the mean of |x|^p over whole windows."""
     x, p = node.input(0), _exponent(node)
     window = _read(node)
-    if node.int_attr("ceil_mode"):
+    if node.flag_attr("ceil_mode"):
         window = replace(window, after=ceil_padding(window, shape_of(x)[2:]))
     mean = _average(node, _powers(node, _widened(node, x), p), window, False, True)
     total = node.emit(op.multiply(mean, node.scalar(float(prod(window.kernel)), mean)))

@@ -99,7 +99,7 @@ def max_pool_with_indices(node: NodeContext) -> tuple[Expr | None, ...]:
     if len(kernel) != len(spatial):
         raise Unsupported(f"kernel_shape {list(kernel)} does not fit the input")
     window = read_window(node, kernel, spatial)
-    if node.int_attr("ceil_mode"):
+    if node.flag_attr("ceil_mode"):
         window = replace(window, after=ceil_padding(window, spatial))
     call = selection.max_pool_indices(
         x,
