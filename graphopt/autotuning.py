@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from graphopt.compiler import pose_model
+from graphopt.compiler import compile_choice, pose_model
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import OptionError
 from graphopt.frontend.load import load_model, require_weights
 from graphopt.frontend.model import OnnxModel
 from graphopt.lowering.lower import Problem
+from graphopt.lowering.prices import Offer
+from graphopt.lowering.weights import WeightPool
+from graphopt.runtime.session import Session
+from graphopt.samples import random_inputs
 from graphopt.signature import constant_arrays, signature_of
 from graphopt.tuning import cost_model
 from graphopt.tuning.database import Writer
@@ -86,6 +91,7 @@ def tune(
             config.threads,
             writer,
             known,
+            lambda problem, variants: _profile(problem, variants, config),
             pretrained,
             watch=watch or (lambda progress: None),
         )
@@ -110,6 +116,38 @@ def pose(model: OnnxModel, config: CompileConfig) -> list[Problem]:
         shapes = {name: shape for name, shape in bound if name not in arrays}
         problems += pose_model(model, config, shapes, arrays)
     return problems
+
+
+FINAL_ROUNDS = 7
+TURN_SECONDS = 0.1
+
+
+def _profile(
+    problem: Problem, variants: Sequence[Mapping[int, Offer]], config: CompileConfig
+) -> list[Mapping[int, float]]:
+    """Compile variants of a program and profile them in turns: seconds of each group's kernel."""
+    pool = WeightPool()  # shared: most variants pack most weights alike
+    emitted = [compile_choice(problem, variant, config, pool) for variant in variants]
+    weights = pool.block()
+    sessions = [Session(each.plan, module, weights) for each, module in emitted]
+    shapes = {spec.name: tuple(int(d or 0) for d in spec.shape) for spec in sessions[0].inputs}
+    inputs = random_inputs(sessions[0].inputs, shapes)
+    once = sessions[0].profile(inputs, 1).total_seconds
+    repeats = max(3, min(500, round(TURN_SECONDS / once)))
+    times: list[dict[int, list[float]]] = [{} for _ in sessions]
+    for turn in range(FINAL_ROUNDS):
+        order = range(len(sessions)) if turn % 2 == 0 else reversed(range(len(sessions)))
+        for number in order:
+            profile = sessions[number].profile(inputs, repeats)
+            taken: dict[int, float] = {}
+            for use, row in zip(emitted[number][0].uses, profile.rows, strict=True):
+                if use.group >= 0:
+                    taken[use.group] = taken.get(use.group, 0.0) + row.seconds
+            for group, seconds in taken.items():
+                times[number].setdefault(group, []).append(seconds)
+    for session in sessions:
+        session.close()
+    return [{group: median(values) for group, values in each.items()} for each in times]
 
 
 def _check(

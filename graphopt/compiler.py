@@ -18,8 +18,9 @@ from graphopt.frontend.model import Array, OnnxModel
 from graphopt.frontend.partition import Staged, needs_host, partition
 from graphopt.frontend.prepare import prepare, prepare_segment
 from graphopt.frontend.shapes import graph_inputs, static_shape
-from graphopt.lowering.lower import LoweringOptions, Problem, lower_graph, pose
-from graphopt.lowering.prices import Advisor, unadvised
+from graphopt.lowering.emit import Emitted
+from graphopt.lowering.lower import Lowered, LoweringOptions, Problem, lower_choice, pose
+from graphopt.lowering.prices import Advisor, Offer, unadvised
 from graphopt.lowering.weights import WeightPool
 from graphopt.passes.base import PassReport, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
@@ -131,23 +132,15 @@ def _compiled(
     advisor: Advisor,
 ) -> Program:
     traits = config.target.traits(config.threads)
-    target = config.target.tvm_target(config.threads)
     with stages("import"):
         graph = import_model(prepared)
     with stages("passes"):
         graph, passes = run_pipeline(graph, PIPELINE, config.dump_ir)
-    arch, flush_subnormals = config.target.arch, config.numerics != "strict"
-    objects: tuple[bytes, ...] = ()
-    module = None
-    with KernelJobs(target, arch, machine_code=linked) as jobs:
-        with stages("lowering"):
-            lowered = lower_graph(graph, traits, jobs, pool, _options(config), advisor)
-        emitted = lowered.emitted
-        with stages("codegen"):
-            if linked:
-                objects = jobs.objects(emitted.plan, flush_subnormals)
-            else:
-                module = build(emitted.plan, emitted.kernels, target, arch, flush_subnormals)
+    with stages("lowering"):
+        problem = pose(graph, traits, _options(config), advisor)
+        chosen = problem.choice()
+    lowered, objects, module = _built(problem, chosen, config, pool, linked, stages)
+    emitted = lowered.emitted
     report = replace(
         report,
         operations=lowered.operations,
@@ -164,6 +157,36 @@ def _compiled(
         ),
     )
     return Program(emitted.plan, module, objects, pool, report)
+
+
+def _built(
+    problem: Problem,
+    chosen: Mapping[int, Offer],
+    config: CompileConfig,
+    pool: WeightPool,
+    linked: bool,
+    stages: _Stages,
+) -> tuple[Lowered, tuple[bytes, ...], Any]:
+    """The plan of a choice, with its object files if `linked`, else with its module."""
+    target, arch = config.target.tvm_target(config.threads), config.target.arch
+    flush_subnormals = config.numerics != "strict"
+    with KernelJobs(target, arch, machine_code=linked) as jobs:
+        with stages("lowering"):
+            lowered = lower_choice(problem, chosen, jobs, pool)
+        emitted = lowered.emitted
+        with stages("codegen"):
+            if linked:
+                return lowered, jobs.objects(emitted.plan, flush_subnormals), None
+            module = build(emitted.plan, emitted.kernels, target, arch, flush_subnormals)
+            return lowered, (), module
+
+
+def compile_choice(
+    problem: Problem, chosen: Mapping[int, Offer], config: CompileConfig, pool: WeightPool
+) -> tuple[Emitted, Any]:
+    """The plan and module of a posed problem with one offer for each group: for the tuner."""
+    lowered, _, module = _built(problem, chosen, config, pool, False, _Stages())
+    return lowered.emitted, module
 
 
 def pose_model(

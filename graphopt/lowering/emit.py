@@ -19,7 +19,6 @@ from graphopt.lowering.weights import WeightPool
 from schedules.interface import (
     PLAIN,
     Candidate,
-    Decisions,
     Epilogue,
     Layout,
     Op,
@@ -32,14 +31,17 @@ from schedules.layout_change import change_candidate
 
 @dataclass(frozen=True)
 class KernelUse:
-    """For the report: one call, what it runs, and how its schedule was found."""
+    """For the report: one call, what it runs, and how its schedule was found.
+
+    group: index of the group that it computes; −1 for a change of layout or a copy.
+    """
 
     site: str
     kernel: str
     candidate: str
     nodes: tuple[str, ...]
     origin: str = "default"
-    decisions: Decisions = ()
+    group: int = -1
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class _Emitter:
             self.made[value] = candidate.output
             self.origin[value] = group.nodes
             outputs.append(self.tensor(value, candidate.output))
-        self.emit(candidate, group.workload, inputs, outputs, group.nodes, offer.origin)
+        self.emit(candidate, group.workload, inputs, outputs, group.nodes, offer.origin, index)
 
     def view(self, group: Group, layout: Layout, place: Place) -> None:
         """A slice that is read where it lies in its source."""
@@ -210,6 +212,7 @@ class _Emitter:
         outputs: Sequence[int],
         nodes: tuple[str, ...],
         origin: str = "default",
+        group: int = -1,
     ) -> None:
         name = self.kernels.name(candidate, workload, nodes)
         serial = not self.share or is_serial(candidate.cost, self.traits)
@@ -231,7 +234,7 @@ class _Emitter:
                 float(candidate.cost.bytes),
             )
         )
-        self.uses.append(KernelUse(site, name, candidate.name, nodes, origin, candidate.decisions))
+        self.uses.append(KernelUse(site, name, candidate.name, nodes, origin, group))
 
     def with_workspaces(self, index: int, call: Call, kernel: Kernel) -> Call:
         """Call number `index`, given the memory that its kernel needs beside the arguments."""

@@ -53,14 +53,21 @@ class Lowered:
 class Problem:
     """A network as groups of operations, and what is offered for each: what is left is to choose.
 
-    offers: by the group's index in `entries`.
+    offers: by the group's index in `entries`. elements: see Graph.
     """
 
     dataflow: Dataflow
     entries: tuple[Group | Alias, ...]
     offers: Mapping[int, tuple[Offer, ...]]
+    elements: Mapping[str, str]
     traits: TargetTraits
     options: LoweringOptions
+
+    def group(self, index: int) -> Group:
+        """The group at `index` of the entries."""
+        entry = self.entries[index]
+        assert isinstance(entry, Group)
+        return entry
 
     def choice(self) -> dict[int, Offer]:
         """The offers that make the network fastest."""
@@ -90,7 +97,7 @@ def pose(
         if key not in found:
             found[key] = advisor(entry.workload, _candidates(entry, traits, options))
         offers[index] = found[key]
-    return Problem(dataflow, entries, offers, traits, options)
+    return Problem(dataflow, entries, offers, graph.elements, traits, options)
 
 
 def lower_graph(
@@ -107,15 +114,22 @@ def lower_graph(
     naming the ONNX node where one fails.
     """
     problem = pose(graph, traits, options, advisor)
-    dataflow, chosen = problem.dataflow, problem.choice()
+    return lower_choice(problem, problem.choice(), jobs, pool)
+
+
+def lower_choice(
+    problem: Problem, chosen: Mapping[int, Offer], jobs: KernelMaker, pool: WeightPool
+) -> Lowered:
+    """The plan and kernels of a network with the offer `chosen` for each group."""
+    dataflow, traits = problem.dataflow, problem.traits
     alone = sum(single_core_seconds(offer.candidate.cost, traits) for offer in chosen.values())
 
     def copy(workload: Workload) -> Candidate:
-        return _offers(workload, traits, options)[0]
+        return _offers(workload, traits, problem.options)[0]
 
     share = alone > SMALL_PROGRAM_SECONDS
     emitted = emit(dataflow, problem.entries, chosen, traits, jobs, pool, copy, share)
-    emitted = replace(emitted, plan=_as_users_see_it(emitted.plan, graph.elements))
+    emitted = replace(emitted, plan=_as_users_see_it(emitted.plan, problem.elements))
     constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
     return Lowered(emitted, len(dataflow.operations), len(chosen), constant_bytes)
 

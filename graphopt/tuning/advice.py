@@ -25,11 +25,14 @@ class Advice:
 
     own: records of this target; their times count. others: of similar ones; only their decisions
     do. second: seconds of the reference kernel on a usual day, which ratios are multiples of.
+    context: by workload, how much longer its kernels take in a program than alone, where that was
+    measured: what is known of the others is multiplied by it.
     """
 
     own: Mapping[Name, Record]
     others: Mapping[Name, Record]
     second: float
+    context: Mapping[str, float] = field(default_factory=dict)
     stale: set[Name] = field(default_factory=set, compare=False)
 
     def __call__(self, workload: Workload, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
@@ -43,7 +46,8 @@ class Advice:
         if record is not None:
             made = replay(candidate, record.decisions)
             if made is not None:
-                return Offer(made, record.ratio * self.second, "tuned")
+                times = 1.0 if record.final else self.context.get(key, 1.0)
+                return Offer(made, times * record.ratio * self.second, "tuned")
             self._warn(name)
         record = self.others.get(name)
         if record is not None:
@@ -99,7 +103,22 @@ def advise(records: Iterable[Record], target: str) -> Advice:
             _keep(own, record)
         elif _features(record.target) == _features(target):
             _keep(others, record)
-    return Advice(own, others, median(seconds) if seconds else 1.0)
+    second = median(seconds) if seconds else 1.0
+    return Advice(own, others, second, _context(r for r in known if r.target == target and r.ok))
+
+
+def _context(records: Iterable[Record]) -> dict[str, float]:
+    """By workload: ratios in a program over ratios alone, of the kernels that have both."""
+    alone: dict[tuple[str, str], float] = {}
+    inside: dict[tuple[str, str], float] = {}
+    for record in records:
+        table = inside if record.final else alone
+        key = (record.workload_key, record.trace_key)
+        table[key] = min(table.get(key, record.ratio), record.ratio)
+    found: dict[str, list[float]] = {}
+    for key in inside.keys() & alone.keys():
+        found.setdefault(key[0], []).append(inside[key] / alone[key])
+    return {workload: max(1.0, median(ratios)) for workload, ratios in found.items()}
 
 
 def _keep(table: dict[Name, Record], record: Record) -> None:

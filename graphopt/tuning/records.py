@@ -48,7 +48,8 @@ class Record:
         seconds: of one call; 0 if it failed. ratio: seconds over those of the reference kernel,
             which was timed beside it: what is compared, because the clock of a machine drifts.
         error: largest difference from the reference result, relative to its largest value.
-        final: measured in turns with its rivals, after the search.
+        final: measured inside the program, in turns with its rivals, after the search; otherwise
+            alone.
         features: of the lowered program, for the cost model.
         reason: of a failure, in words.
         when: Unix time; for people only.

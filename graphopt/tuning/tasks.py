@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.lowering.choose import Assignment
-from graphopt.lowering.groups import Group
 from graphopt.lowering.lower import Problem
 from graphopt.lowering.prices import Advisor
 from graphopt.tuning.codec import workload_key
@@ -64,7 +63,7 @@ def tasks_of(problems: Sequence[Problem]) -> list[Task]:
     candidates: dict[Workload, list[Candidate]] = {}
     for problem in problems:
         for index, offers in problem.offers.items():
-            workload = _group(problem, index).workload
+            workload = problem.group(index).workload
             found = [offer.candidate for offer in offers]
             if any(candidate.space is not None for candidate in found):
                 uses[workload] = uses.get(workload, 0) + 1
@@ -83,7 +82,7 @@ def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
     chosen: list[tuple[str, str]] = []
     for problem in problems:
         offers = {
-            index: advisor(_group(problem, index).workload, [o.candidate for o in found])
+            index: advisor(problem.group(index).workload, [o.candidate for o in found])
             for index, found in problem.offers.items()
         }
         limit = problem.options.weight_limit
@@ -94,7 +93,7 @@ def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
         total += assignment.seconds(picks)
         seen: set[Workload] = set()
         for number, index in enumerate(assignment.groups):
-            workload = _group(problem, index).workload
+            workload = problem.group(index).workload
             found = assignment.offers[number]
             if not any(offer.candidate.space is not None for offer in found):
                 continue
@@ -112,9 +111,3 @@ def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
                 known = offer.seconds is not None
                 worth[name] = Worth(cost, max(cost - slack, 0.0), took, known)
     return Standing(total, worth, tuple(chosen), measured)
-
-
-def _group(problem: Problem, index: int) -> Group:
-    entry = problem.entries[index]
-    assert isinstance(entry, Group)
-    return entry

@@ -14,14 +14,16 @@ import tvm
 
 from graphopt.lowering.lower import Problem
 from graphopt.target import TargetSpec
-from graphopt.tuning.advice import advise, replay
+from graphopt.tuning.advice import advise
+from graphopt.tuning.codec import trace_key, workload_key
 from graphopt.tuning.cost_model import CostModel, train
 from graphopt.tuning.database import Writer
+from graphopt.tuning.finals import Profiler, results, variants
 from graphopt.tuning.measure.client import Result, Server, Trial
 from graphopt.tuning.records import Record
 from graphopt.tuning.search import Proposal, Search
 from graphopt.tuning.tasks import Standing, Task, standing, tasks_of
-from schedules.interface import Candidate, Decisions
+from schedules.interface import Decisions
 from schedules.space import VERSION as SCHEDULES
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,8 @@ PATIENCE = 3
 """So many batches without hope end the search."""
 CALIBRATED = 4
 """Every so many batches, the model's error is measured."""
-FINALISTS = 3
-FINAL_ROUNDS = 5
+FINAL_STAGES = 2
+"""Finals are held again where they bring up kernels that did not take part."""
 FINAL_SHARE = 0.1
 """Share of a time limit that is kept for the finals."""
 
@@ -146,6 +148,7 @@ class Tuner:
         threads: int,
         writer: Writer,
         records: Sequence[Record],
+        profile: Profiler,
         pretrained: CostModel | None = None,
         *,
         learn: bool = True,
@@ -155,6 +158,7 @@ class Tuner:
         """Args:
         problems: the model, once per set of shapes.
         records: known before; kernels in them are not measured again.
+        profile: runs variants of the program, for the finals.
         pretrained: a cost model for the time before there are records to learn from.
         learn: False measures kernels at random, to compare with.
         watch: called after every batch.
@@ -163,7 +167,9 @@ class Tuner:
         self._key = target.key(threads)
         self._writer, self._state = writer, _State(list(records))
         self._pretrained, self._learn, self._watch = pretrained, learn, watch
+        self._profile = profile
         self._tasks = tasks_of(problems)
+        self._by_name = {task.name: task for task in self._tasks}
         self._search = Search(self._tasks, target.traits(threads), seed)
         self._history: list[tuple[float, int, float]] = []
         self._first: Standing | None = None
@@ -274,32 +280,47 @@ class Tuner:
             self._uncertainty = min(0.6, max(0.08, 1.4826 * median(near)))
 
     def _finals(self, server: Server, budget: Budget) -> None:
-        """Measure the best kernels of what the model takes in turns, so that luck counts less."""
-        trials: list[tuple[Task, Candidate]] = []
-        tasks = {task.name: task for task in self._tasks}
-        for name in dict.fromkeys(self._standing().chosen):
-            ranked = self._ranked(name)
-            fresh = [r for r in ranked if not r.final][:FINALISTS]
-            if not fresh:
-                continue
-            incumbents = [r for r in ranked if r.final][:1]
-            for record in (*incumbents, *fresh):
-                made = replay(tasks[name].candidate, record.decisions)
-                if made is not None:
-                    trials.append((tasks[name], made))
-        if not trials or self._elapsed() > budget.seconds:
-            return
-        asked = [Trial(t.workload, c.name, c.decisions, math.inf) for t, c in trials]
-        features = {
-            (r.workload_key, r.candidate, r.decisions): r.features for r in self._state.all()
+        """Run the best kernels inside the program; what they take there decides."""
+        for problem in self._problems:
+            for _ in range(FINAL_STAGES):
+                if self._elapsed() > budget.seconds or self._settled(problem):
+                    break
+                chosen = variants(problem, self._own())
+                before = server.reference_seconds()
+                seconds = self._profile(problem, chosen)
+                second = 0.5 * (before + server.reference_seconds())
+                for finalist in results(problem, chosen, seconds):
+                    name = (workload_key(finalist.workload), finalist.candidate.name)
+                    if name not in self._by_name:
+                        continue
+                    known = [r for r in self._ranked(name)
+                             if r.decisions == finalist.candidate.decisions]  # fmt: skip
+                    features = known[0].features if known else ()
+                    proposal = Proposal(self._by_name[name], finalist.candidate, features)
+                    taken = Result("ok", finalist.seconds, finalist.seconds / second)
+                    record = replace(self._record(proposal, taken), final=True)
+                    self._writer.append([record])
+                    self._state.mine.append(record)
+
+    def _settled(self, problem: Problem) -> bool:
+        """Whether all kernels that would be taken now have run in the program."""
+        advice = advise(self._state.all(), self._key)
+        finals = {(r.workload_key, r.trace_key) for r in self._own() if r.final}
+        offers = {
+            index: advice(problem.group(index).workload, [o.candidate for o in given])
+            for index, given in problem.offers.items()
         }
-        for index, result in server.measure(asked, rounds=FINAL_ROUNDS):
-            task, candidate = trials[index]
-            known = features.get((*task.name, candidate.decisions), ())
-            record = self._record(Proposal(task, candidate, known), result)
-            record = replace(record, final=record.ok)
-            self._writer.append([record])
-            self._state.mine.append(record)
+        for index, offer in replace(problem, offers=offers).choice().items():
+            candidate = offer.candidate
+            key = workload_key(problem.group(index).workload)
+            if candidate.space is not None and (
+                (key, trace_key(candidate.name, candidate.decisions)) not in finals
+            ):
+                return False
+        return True
+
+    def _own(self) -> list[Record]:
+        return [record for record in self._state.all() if record.target == self._key]
 
     def _ranked(self, name: Name) -> list[Record]:
         """The records of a task's kernels that work, best first, one for each kernel."""

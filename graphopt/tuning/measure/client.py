@@ -111,6 +111,19 @@ class Server:
                 failed.append((index, f"no reference result: {self._known[key]['reason']}"))
         return failed
 
+    def reference_seconds(self) -> float:
+        """How long the reference kernel takes now.
+
+        Raises:
+            TuningError: the server cannot be started, or dies.
+        """
+        try:
+            self._send({"op": "reference"})
+            return float(self._receive()["seconds"])
+        except ClosedError:
+            self.close()
+            raise TuningError("measure", "the measure server died.") from None
+
     def forget(self) -> None:
         """Let the server give back the memory of its tasks."""
         if self._process is not None:

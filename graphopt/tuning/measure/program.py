@@ -24,9 +24,9 @@ from schedules.interface import Candidate, Layout, Packing, TargetTraits, Tensor
 
 Array = np.ndarray[Any, Any]
 
-FAR_BYTES = 96 << 20
+FAR_BYTES = 64 << 20
 """Copies of the weights together take as much as this, so that they come from far away."""
-MAX_COPIES = 48
+MAX_COPIES = 12
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class Server:
         """Do what one message asks for."""
         if message["op"] == "task":
             send(self._output, self._add_task(message))
+        elif message["op"] == "reference":
+            self._reference.clear()
+            for _ in range(RECENT):
+                self._time_reference()
+            send(self._output, {"seconds": median(self._reference)})
         elif message["op"] == "forget":
             self._tasks.clear()
         else:
