@@ -10,6 +10,10 @@ Where two right answers differ, the verdict is not "wrong":
 - a weight of a convolution or recurrent layer is not finite: ONNX Runtime multiplies the zeros
   that pad a convolution by an infinite weight, which gives NaN, and its recurrent layers take a NaN
   for a number;
+- MeanVarianceNormalization takes the variance of equal numbers for the difference of two that are
+  rounded, which is anything around zero, and its root NaN or not;
+- BatchNormalization in training mode updates its statistics in place in ONNX Runtime, also those
+  that another node reads;
 - ONNX Runtime does not reduce an empty tensor where noop_with_empty_axes is set, axes or not.
 """
 
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import traceback
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -197,6 +202,7 @@ def leaves_open(data: bytes) -> bool:
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, 0)
+    reads = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
         source = kinds.get(node.input[0], 0) if node.input else 0
         to = next((a.i for a in node.attribute if a.name == "to"), 0)
@@ -205,6 +211,12 @@ def leaves_open(data: bytes) -> bool:
         if node.op_type in ("Div", "Mod") and source not in floats[:3]:
             return True
         if any(a.name == "softcap" and a.f < 0 for a in node.attribute):
+            return True
+        if node.op_type == "MeanVarianceNormalization":
+            return True
+        # The running statistics that this node updates are read by another one.
+        statistics = node.input[3:5] if node.op_type == "BatchNormalization" else ()
+        if len(node.output) > 1 and any(reads[name] > 1 for name in statistics):
             return True
     return False
 

@@ -63,6 +63,11 @@ REFUSED = {
         " int64[1] a = {0}, int64[1] t = {-1}> { y = Slice(x, s, e, a, t) }",
         "empty by the standard and whole in ONNX Runtime",
     ),
+    "seven-is-no-mode": (
+        "(float[2, 3] x, float[3] s) => (float[2, 3] y, float[3] m, float[3] v)"
+        " { y, m, v = BatchNormalization <training_mode = 7> (x, s, s, s, s) }",
+        "training_mode is 7; it must be 0 or 1",
+    ),
     "minus-one-is-no-flag": (
         "(float[1, 1, 8, 8] x) => (float[1, 1, n, m] y)"
         " { y = MaxPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = -1> (x) }",

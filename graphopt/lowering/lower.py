@@ -100,27 +100,13 @@ def pose(
     return Problem(dataflow, entries, offers, graph.elements, traits, options)
 
 
-def lower_graph(
-    graph: Graph,
-    traits: TargetTraits,
-    jobs: KernelMaker,
-    pool: WeightPool,
-    options: LoweringOptions,
-    advisor: Advisor = unadvised,
-) -> Lowered:
-    """Lower a graph to a plan and kernels for a CPU, which `jobs` makes for the target of `traits`.
-
-    Packed constants go to `pool`. `advisor` knows kernels that were measured. Raises CompileError
-    naming the ONNX node where one fails.
-    """
-    problem = pose(graph, traits, options, advisor)
-    return lower_choice(problem, problem.choice(), jobs, pool)
-
-
 def lower_choice(
     problem: Problem, chosen: Mapping[int, Offer], jobs: KernelMaker, pool: WeightPool
 ) -> Lowered:
-    """The plan and kernels of a network with the offer `chosen` for each group."""
+    """The plan of a network with the offer `chosen` for each group, whose kernels `jobs` makes.
+
+    Packed constants go to `pool`. Raises CompileError naming the ONNX node where a kernel fails.
+    """
     dataflow, traits = problem.dataflow, problem.traits
     alone = sum(single_core_seconds(offer.candidate.cost, traits) for offer in chosen.values())
 

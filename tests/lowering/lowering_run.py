@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from graphopt.codegen.executable import build
 from graphopt.codegen.jobs import KernelJobs
-from graphopt.lowering.lower import LoweringOptions, lower_graph
+from graphopt.lowering.lower import LoweringOptions, lower_choice, pose
+from graphopt.lowering.prices import unadvised
 from graphopt.lowering.weights import WeightPool
 from graphopt.runtime.session import Session
 from graphopt.target import TargetSpec
@@ -12,11 +13,12 @@ from graphopt.target import TargetSpec
 TARGET = TargetSpec.parse("cpu")
 
 
-def lowered(graph, threads=2, **options):
+def lowered(graph, threads=2, advisor=unadvised, **options):
     """(what lowering emitted, the pool of packed constants)."""
+    problem = pose(graph, TARGET.traits(threads), LoweringOptions(**options), advisor)
     pool = WeightPool()
     with KernelJobs(TARGET.tvm_target(threads), TARGET.arch, machine_code=False) as jobs:
-        found = lower_graph(graph, TARGET.traits(threads), jobs, pool, LoweringOptions(**options))
+        found = lower_choice(problem, problem.choice(), jobs, pool)
     return found.emitted, pool
 
 

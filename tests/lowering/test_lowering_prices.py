@@ -12,7 +12,7 @@ from relax_graph import make_graph
 from tvm import relax
 from tvm.relax import op
 
-from graphopt.lowering.prices import price
+from graphopt.lowering.prices import Offer, price
 from schedules.interface import Cost, Op, TargetTraits, TensorSig, Workload
 from schedules.registry import FAMILIES
 
@@ -85,3 +85,49 @@ def test_bytes_that_one_price_per_byte_leaves_are_spent():
     assert names.count("conv2d.winograd4") == 1
     assert names.count("conv2d.winograd2") == 3
     assert pool.nbytes <= 2.6 * sum(w.nbytes for w in weights)
+
+
+def one_conv(b, x):
+    w = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
+    return b.emit(op.nn.relu(b.emit(op.nn.conv2d(x, relax.const(w), padding=1))))
+
+
+def measured(**seconds):
+    """An advisor that has measured candidates of these names."""
+
+    def advisor(_workload, candidates):
+        return tuple(
+            Offer(c, seconds.get(c.name.split(".")[1]), "tuned" if c.name in seconds else "default")
+            for c in candidates
+        )
+
+    return advisor
+
+
+def test_a_measured_time_counts_for_more_than_the_table():
+    graph = make_graph({"x": (1, 32, 28, 28)}, one_conv)
+    unmeasured, _ = lowered(graph)
+    assert "conv2d.lines" not in [use.candidate for use in unmeasured.uses]
+    others = {"winograd4": 1.0, "winograd2": 1.0, "direct[blocked]": 1.0}
+    emitted, _ = lowered(graph, advisor=measured(lines=1e-6, **others))
+    assert "conv2d.lines" in [use.candidate for use in emitted.uses]
+
+
+def test_layout_changes_are_priced_on_the_scale_of_what_was_measured():
+    graph = make_graph({"x": (1, 32, 28, 28)}, one_conv)
+    # All is a thousand times slower than the table says: a plain kernel nine times as slow as a
+    # blocked one loses, but not by so much that changes at the table's times would not matter.
+    found = measured(lines=0.9, winograd4=0.1, winograd2=0.3, **{"direct[blocked]": 0.3})
+    emitted, _ = lowered(graph, advisor=found)
+    assert "conv2d.winograd4" in [use.candidate for use in emitted.uses]
+
+
+def test_the_origin_of_a_kernel_is_reported():
+    def advisor(_workload, candidates):
+        return tuple(Offer(c, 1e-3, "tuned") for c in candidates)
+
+    emitted, _ = lowered(make_graph({"x": (1, 32, 28, 28)}, one_conv), advisor=advisor)
+    origins = {use.candidate: (use.origin, use.group) for use in emitted.uses}
+    assert {o for name, o in origins.items() if name.startswith("conv2d")} == {("tuned", 0)}
+    changes = [o for name, o in origins.items() if name.startswith("layout_change")]
+    assert set(changes) <= {("default", -1)}

@@ -228,6 +228,23 @@ def test_kernels_measured_in_turns_beat_luck() -> None:
     assert dict(offer.candidate.decisions)["filters"] == 2
 
 
+def test_times_alone_are_corrected_by_what_kernels_take_in_a_program() -> None:
+    # One kernel took 1.5 times as long in the program as alone: so will, by estimate, another.
+    known = [lines(2.0, 2), lines(3.0, 2, final=True)]
+    other = record(candidate="conv2d.winograd4", ratio=2.2, decisions=())
+    default = candidate("conv2d.winograd4")
+    other = replace(other, decisions=default.decisions)
+    advice = advise([*known, other], KEY)
+    found = advice(conv(), [candidate("conv2d.lines"), default])
+    assert [offer.seconds for offer in found] == pytest.approx([3.0e-3, 3.3e-3])
+
+
+def test_a_kernel_that_was_ever_wrong_is_not_offered() -> None:
+    advice = advise([lines(1.0, 2), lines(1.0, 2, status="wrong"), lines(3.0, 4)], KEY)
+    (offer,) = advice(conv(), [candidate("conv2d.lines")])
+    assert dict(offer.candidate.decisions)["filters"] == 4
+
+
 def test_failures_are_not_offered() -> None:
     advice = advise([lines(1.0, 2, status="wrong"), lines(3.0, 4)], KEY)
     (offer,) = advice(conv(), [candidate("conv2d.lines")])

@@ -28,7 +28,7 @@ def cast_like(node: NodeContext) -> Expr:
 
 
 def _cast(node: NodeContext, code: int) -> Expr:
-    saturate = bool(node.int_attr("saturate", 1))
+    saturate = node.flag_attr("saturate", 1)
     rounding = node.string_attr("round_mode", "up")
     x = narrow.decoded(node, 0)
     if narrow.is_narrow(code):

@@ -104,7 +104,7 @@ def attend(
     columns = shape_of(k)[2]
     value = node.float_attr("mask_filter_value", -10000.0)
     total = _mask(node, mask, (batch, rows, columns), value)
-    if node.int_attr("unidirectional") and rows > 1:
+    if node.flag_attr("unidirectional") and rows > 1:
         if columns != rows + past:
             # ONNX Runtime lets the last query see all keys then, the others not: not a definition.
             raise Unsupported(f"unidirectional=1 with {rows} queries and {columns} keys")

@@ -56,7 +56,7 @@ def angles(node: NodeContext, cos: int, sin: int, positions: Expr) -> tuple[Expr
 
 def rotary_embedding(node: NodeContext) -> Expr:
     """RotaryEmbedding of (B,S,N·H) or (B,N,S,H)."""
-    if node.int_attr("is_packed_batching"):
+    if node.flag_attr("is_packed_batching"):
         raise Unsupported("packed batching is not supported")
     if node.float_attr("scale", 1.0) != 1.0:
         raise Unsupported("a scale is not supported")
@@ -79,7 +79,7 @@ def rotary_embedding(node: NodeContext) -> Expr:
     elif shape_of(positions) != (batch, length):
         raise Unsupported(f"positions of shape {shape_of(positions)}")
     cos, sin = angles(node, 2, 3, positions)
-    result = rotate(node, x, cos, sin, bool(node.int_attr("interleaved")))
+    result = rotate(node, x, cos, sin, node.flag_attr("interleaved"))
     return merged(node, result) if flat else result
 
 
@@ -177,9 +177,9 @@ def group_query_attention(node: NodeContext) -> tuple[Expr, ...]:
     rows = node.emit(
         op.add(node.reshape(past, (batch, 1)), constant(np.arange(length)[None], "int64"))
     )
-    if node.int_attr("do_rotary"):
+    if node.flag_attr("do_rotary"):
         cos, sin = angles(node, 7, 8, rows)
-        interleaved = bool(node.int_attr("rotary_interleaved"))
+        interleaved = node.flag_attr("rotary_interleaved")
         q, k = (rotate(node, value, cos, sin, interleaved) for value in (q, k))
     keys = _cached(node, k, 3, past, total, 1)
     values = _cached(node, v, 4, past, total, 2)
@@ -194,7 +194,7 @@ def _visible(node: NodeContext, rows: Expr, columns: int, dtype: str) -> Expr:
     window = node.int_attr("local_window_size", -1)
     at = node.reshape(rows, (batch, 1, length, 1))
     keys = constant(np.arange(columns)[None, None, None], "int64")
-    if node.int_attr("causal", 1):
+    if node.flag_attr("causal", 1):
         keep = node.emit(op.less_equal(keys, at))
         if window > 0:
             first = node.emit(op.subtract(at, constant(window, "int64")))

@@ -199,7 +199,7 @@ def bias_softmax(node: NodeContext) -> Expr:
     dims = (*[1] * (rank - len(shape_of(bias))), *shape_of(bias))
     whole = shape[:axis]
     splits = range(axis + 1)
-    if node.int_attr("is_inner_broadcast"):
+    if node.flag_attr("is_inner_broadcast"):
         repeated = [(*whole[:i], *[1] * (axis - i)) for i in splits]
     else:
         repeated = [(*[1] * i, *whole[i:]) for i in splits]

@@ -66,12 +66,12 @@ def _grouped(node: NodeContext, x: Expr, last: bool) -> Expr:
 
 def contrib_group_norm(node: NodeContext) -> Expr:
     """GroupNorm, by default with channels last."""
-    return _grouped(node, node.input(0), bool(node.int_attr("channels_last", 1)))
+    return _grouped(node, node.input(0), node.flag_attr("channels_last", 1))
 
 
 def skip_group_norm(node: NodeContext) -> tuple[Expr, ...]:
     """SkipGroupNorm: group norm of X + skip (+ bias); the sum is output 1."""
-    x, last = node.input(0), bool(node.int_attr("channels_last", 1))
+    x, last = node.input(0), node.flag_attr("channels_last", 1)
     shape = shape_of(x)
 
     def per_channel(index: int) -> Expr:

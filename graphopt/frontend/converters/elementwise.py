@@ -108,7 +108,7 @@ def reciprocal(node: NodeContext) -> Expr:
 
 def modulo(node: NodeContext) -> Expr:
     """Mod: the sign of the divisor (fmod=0) or of the dividend (fmod=1)."""
-    function = op.mod if node.int_attr("fmod") else op.floor_mod
+    function = op.mod if node.flag_attr("fmod") else op.floor_mod
     return node.emit(function(node.input(0), node.input(1)))
 
 
@@ -146,7 +146,7 @@ def _clip_constant(node: NodeContext, x: Expr, low: Any, high: Any) -> Expr:
 def is_inf(node: NodeContext) -> Expr:
     """IsInf with either sign switched off."""
     x = node.input(0)
-    positive, negative = node.int_attr("detect_positive", 1), node.int_attr("detect_negative", 1)
+    positive, negative = node.flag_attr("detect_positive", 1), node.flag_attr("detect_negative", 1)
     if positive and negative:
         return node.emit(op.isinf(x))
     if positive:

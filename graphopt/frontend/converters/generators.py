@@ -31,7 +31,7 @@ def triangle(node: NodeContext) -> Expr:
     check_generated(rows * columns)
     offset = node.ints(1, "k")[0] if node.has(1) else 0
     distance = np.arange(columns)[None, :] - np.arange(rows)[:, None]
-    kept = distance >= offset if node.int_attr("upper", 1) else distance <= offset
+    kept = distance >= offset if node.flag_attr("upper", 1) else distance <= offset
     if dtype_of(x) == "bool":
         return node.emit(op.logical_and(x, constant(kept)))
     return node.emit(op.where(constant(kept), x, node.scalar(0, x)))

@@ -28,7 +28,7 @@ def reshape(node: NodeContext) -> Expr:
     x = node.input(0)
     shape = shape_of(x)
     wanted = node.ints(1, "the target shape") if node.has(1) else (node.int_list("shape") or [])
-    if not node.int_attr("allowzero"):
+    if not node.flag_attr("allowzero"):
         if any(dim == 0 and i >= len(shape) for i, dim in enumerate(wanted)):
             raise Unsupported(f"target shape {wanted} copies a dimension that {shape} has not")
         wanted = [shape[i] if dim == 0 else dim for i, dim in enumerate(wanted)]

@@ -24,7 +24,7 @@ op = relax.op
 def batch_norm(node: NodeContext) -> Expr | tuple[Expr, ...]:
     """BatchNormalization; at inference a multiplication and an addition per channel."""
     momentum = node.float_attr("momentum", 0.9)
-    training = bool(node.int_attr("training_mode"))
+    training = node.flag_attr("training_mode")
     if node.opset < 14:
         # More outputs than one say that the model trains.
         training = any(node.wants(i) for i in range(1, node.outputs))

@@ -129,7 +129,7 @@ def _target(node: NodeContext) -> int:
 def quantize_linear(node: NodeContext) -> Expr:
     """saturate(round(x / scale) + zero_point); to floats of 4 and 8 bits, x / scale rounded."""
     x, scale_type, code = node.input(0), _checked_scale(node, 1), _target(node)
-    saturate = bool(node.int_attr("saturate", 1))
+    saturate = node.flag_attr("saturate", 1)
     if dtype_of(x) not in (*_FLOATS, "int32"):
         raise Unsupported(f"quantization of {dtype_of(x)} is not supported")
     precision = _precision(node, dtype_of(x), scale_type)

@@ -80,7 +80,7 @@ def _softmax(node: NodeContext, x: Expr) -> Expr:
 
 def _channels_first(node: NodeContext, x: Expr, to_last: bool = False) -> Expr:
     rank = len(shape_of(x))
-    if not node.int_attr("channels_last"):
+    if not node.flag_attr("channels_last"):
         return x
     return node.transpose(
         x, (0, *range(2, rank), 1) if to_last else (0, rank - 1, *range(1, rank - 1))

@@ -192,7 +192,7 @@ def _image_order(node: NodeContext, x: Expr, last: bool) -> Expr:
 
 def qlinear_conv(node: NodeContext) -> Expr:
     """QLinearConv; com.microsoft's may have its channels last."""
-    last = bool(node.int_attr("channels_last"))
+    last = node.flag_attr("channels_last")
     x = _image_order(node, node.input(0), last)
     result = convolve_integers(node, x, node.input(3), (2, 5))
     shape = shape_of(result)

@@ -186,7 +186,7 @@ def lstm(node: NodeContext) -> tuple[Any, ...]:
     """LSTM."""
     layer = _read_layer(node, ("sigmoid", "tanh", "tanh"))
     size, hidden = shape_of(layer.x)[2], layer.hidden
-    input_forget = bool(node.int_attr("input_forget"))
+    input_forget = node.flag_attr("input_forget")
     results = []
     for i, options in enumerate(layer.directions):
         results.append(
@@ -225,7 +225,7 @@ def dynamic_quantize_lstm(node: NodeContext) -> tuple[Any, ...]:
     """
     layer = _read_layer(node, ("sigmoid", "tanh", "tanh"))
     size, hidden = shape_of(layer.x)[2], layer.hidden
-    input_forget = bool(node.int_attr("input_forget"))
+    input_forget = node.flag_attr("input_forget")
     x = _rounded(node, layer.x)
     results = []
     for i, options in enumerate(layer.directions):
@@ -279,7 +279,7 @@ def _dequantized(
 def gru(node: NodeContext) -> tuple[Any, ...]:
     """GRU, with the reset gate before or after the recurrent product."""
     layer = _read_layer(node, ("sigmoid", "tanh"))
-    before = bool(node.int_attr("linear_before_reset"))
+    before = node.flag_attr("linear_before_reset")
     size, hidden = shape_of(layer.x)[2], layer.hidden
     results = []
     for i, options in enumerate(layer.directions):

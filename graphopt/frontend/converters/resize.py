@@ -65,8 +65,8 @@ def resize(node: NodeContext) -> Expr:
         node.string_attr("coordinate_transformation_mode", "half_pixel"),
         node.string_attr("nearest_mode", "round_prefer_floor"),
         node.float_attr("cubic_coeff_a", -0.75),
-        bool(node.int_attr("exclude_outside")),
-        bool(node.int_attr("antialias")) and method != "nearest",
+        node.flag_attr("exclude_outside"),
+        node.flag_attr("antialias") and method != "nearest",
         node.float_attr("extrapolation_value"),
     )
     stated = node.int_list("axes")

@@ -35,7 +35,7 @@ def dft(node: NodeContext) -> Expr:
     parts = shape[-1]
     if len(shape) < 2 or parts not in (1, 2):
         raise Unsupported(f"the last axis has {parts} elements, not 1 (real) or 2 (complex)")
-    inverse, onesided = bool(node.int_attr("inverse")), bool(node.int_attr("onesided"))
+    inverse, onesided = node.flag_attr("inverse"), node.flag_attr("onesided")
     if node.opset >= 20:
         axis = node.ints(2, "the axis")[0] if node.has(2) else -2
     else:
@@ -78,7 +78,7 @@ def stft(node: NodeContext) -> Expr:
     if len(shape) != 3 or shape[2] not in (1, 2):
         raise Unsupported(f"a signal of shape {shape_of(x)}")
     batch, length, parts = shape
-    onesided = bool(node.int_attr("onesided", 1))
+    onesided = node.flag_attr("onesided", 1)
     step = node.ints(1, "frame_step")[0]
     size = length
     if node.has(3):
@@ -170,7 +170,7 @@ def _window(*weights: float) -> Callable[[NodeContext], Expr]:
         if size < 0:
             raise Unsupported(f"a window of size {size}")
         dtype = numpy_dtype(node.int_attr("output_datatype", 1))
-        period = size if node.int_attr("periodic", 1) else size - 1
+        period = size if node.flag_attr("periodic", 1) else size - 1
         angle = 2 * np.pi / max(period, 1) * np.arange(size)
         terms = [weight * np.cos(i * angle) for i, weight in enumerate(weights)]
         return constant(np.sum(terms, axis=0), dtype)
