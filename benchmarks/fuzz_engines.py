@@ -6,7 +6,7 @@ Where two right answers differ, the verdict is not "wrong":
   ours did, when its floating-point inputs and weights move by one part in a million (cancellation,
   rounding, comparisons, TopK ties, how many values are Unique);
 - the standard leaves the value open: integer division by zero, and floating-point numbers that do
-  not fit the integer type they are cast to; a negative softcap of Attention;
+  not fit the integer type they are cast to;
 - a weight of a convolution or recurrent layer is not finite: ONNX Runtime multiplies the zeros
   that pad a convolution by an infinite weight, which gives NaN, and its recurrent layers take a NaN
   for a number;
@@ -209,8 +209,6 @@ def leaves_open(data: bytes) -> bool:
         if node.op_type in ("Cast", "CastLike") and source in floats and to not in floats[:3]:
             return True
         if node.op_type in ("Div", "Mod") and source not in floats[:3]:
-            return True
-        if any(a.name == "softcap" and a.f < 0 for a in node.attribute):
             return True
         if node.op_type == "MeanVarianceNormalization":
             return True

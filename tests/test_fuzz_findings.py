@@ -152,6 +152,27 @@ def test_integers_through_a_float_of_8_bits() -> None:
     assert np.array_equal(graphopt.compile(cast, cache=False).run({"x": x})["y"], x)
 
 
+@pytest.mark.parametrize("softcap", [-2.0, float("nan")])
+def test_a_softcap_that_is_not_positive_is_none(softcap: float) -> None:
+    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 3, 8]) for n in "qkvy"]
+    shape = np.random.default_rng(0).standard_normal((3, 1, 1, 3, 8)).astype(np.float32)
+    found = []
+    for attributes in ({}, {"softcap": softcap}):
+        node = helper.make_node("Attention", ["q", "k", "v"], ["y"], **attributes)
+        graph = helper.make_graph([node], "g", kinds[:3], kinds[3:])
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+        feeds = dict(zip("qkv", shape, strict=True))
+        found.append(graphopt.compile(proto, cache=False).run(feeds)["y"])
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_sequence_map_whose_body_takes_more() -> None:
+    text = """(seq(float[2]) s) => (seq(float[2]) r) { r = SequenceMap(s) <body = b
+    (float[2] e, float[2] f) => (float[2] g) { g = Add(e, f) }> }"""
+    with pytest.raises(graphopt.ModelError, match=r"SequenceMap"):
+        graphopt.compile(model(text), cache=False)
+
+
 def test_sizes_that_are_no_list() -> None:
     split = model("(float[0] x, int64[3, 17] s) => (float[0] a) { a, b, c = Split(x, s) }")
     inputs = {"x": np.zeros(0, np.float32), "s": np.zeros((3, 17), np.int64)}

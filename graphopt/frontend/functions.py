@@ -77,7 +77,16 @@ def standard_body(
         if any(name not in types for name in node.input if name):
             return None
         kinds = [types.get(name, TypeProto()).SerializeToString() for name in node.input]
-        data = schema.get_context_dependent_function(node.SerializeToString(), kinds)
+        try:
+            asked = _without_idle_softcap(node).SerializeToString()
+            data = schema.get_context_dependent_function(asked, kinds)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(
+                "prepare",
+                f"ONNX cannot define this {node.op_type}: {str(error).splitlines()[0]}.",
+                node=node.name,
+                hint="Check its inputs, attributes and body.",
+            ) from error
         function = FunctionProto.FromString(data)
     elif schema.has_function:
         function = schema.function_body
@@ -92,6 +101,21 @@ def standard_body(
     for i, inner in enumerate(body):
         inner.name = f"{inner.name}#{i}"
     return body
+
+
+def _without_idle_softcap(node: NodeProto) -> NodeProto:
+    """The node without a softcap that is not positive.
+
+    Runtimes, and ONNX's reference, take it for none; ONNX's definition would divide by it.
+    """
+    if not any(a.name == "softcap" and not a.f > 0 for a in node.attribute):
+        return node
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    kept = [a for a in node.attribute if a.name != "softcap"]
+    del copy.attribute[:]
+    copy.attribute.extend(kept)
+    return copy
 
 
 def _merge_opsets(proto: ModelProto) -> None:
