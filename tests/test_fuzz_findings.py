@@ -152,6 +152,14 @@ def test_integers_through_a_float_of_8_bits() -> None:
     assert np.array_equal(graphopt.compile(cast, cache=False).run({"x": x})["y"], x)
 
 
+def test_two_is_no_flag_of_a_composite_operator() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]> g
+    (float[1, 2, 3, 8] x, float[1, 3, 4] c, float[1, 3, 4] s) => (float[1, 2, 3, 8] y)
+    { y = RotaryEmbedding <interleaved = 2> (x, c, s) }"""
+    with pytest.raises(graphopt.ModelError, match="interleaved is 2; it must be 0 or 1"):
+        graphopt.compile(parser.parse_model(text), cache=False)
+
+
 @pytest.mark.parametrize("softcap", [-2.0, float("nan")])
 def test_a_softcap_that_is_not_positive_is_none(softcap: float) -> None:
     kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 3, 8]) for n in "qkvy"]

@@ -33,6 +33,8 @@ _DEFINED_BY_FUNCTION = frozenset(
     )
 )
 
+_FLAGS = frozenset(("align_corners", "interleaved", "is_causal"))
+
 Functions = Mapping[tuple[str, str, str], FunctionProto]
 
 
@@ -66,6 +68,7 @@ def standard_body(
         schema = defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
     except defs.SchemaError:
         return None
+    _check_flags(node)
     if node.op_type == "AffineGrid":
         size = static_shape(types.get(node.input[1])) or ()
         if size not in ((4,), (5,)):
@@ -101,6 +104,18 @@ def standard_body(
     for i, inner in enumerate(body):
         inner.name = f"{inner.name}#{i}"
     return body
+
+
+def _check_flags(node: NodeProto) -> None:
+    """Refuse attributes that are neither 0 nor 1, as runtimes read them differently."""
+    for attribute in node.attribute:
+        if attribute.name in _FLAGS and attribute.i not in (0, 1):
+            raise ModelError(
+                "prepare",
+                f"{attribute.name} is {attribute.i}; it must be 0 or 1.",
+                node=node.name,
+                hint="Correct the attribute.",
+            )
 
 
 def _without_idle_softcap(node: NodeProto) -> NodeProto:
