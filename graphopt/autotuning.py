@@ -23,7 +23,8 @@ from graphopt.signature import constant_arrays, signature_of
 from graphopt.tuning import cost_model
 from graphopt.tuning.database import Writer
 from graphopt.tuning.library import folders, records
-from graphopt.tuning.tuner import Budget, Outcome, Progress, Tuner
+from graphopt.tuning.outcome import Outcome, Progress
+from graphopt.tuning.tuner import Budget, Tuner
 
 
 def tune(

@@ -21,7 +21,7 @@ from graphopt.errors import OptionError
 
 if TYPE_CHECKING:
     from graphopt.cli.verbs import Screen
-    from graphopt.tuning.tuner import Outcome, Progress
+    from graphopt.tuning.outcome import Outcome, Progress
 
 SHOWN = 12
 """Workloads that are shown while a run goes."""

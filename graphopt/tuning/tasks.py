@@ -9,7 +9,7 @@ from graphopt.lowering.choose import Assignment
 from graphopt.lowering.lower import Problem
 from graphopt.lowering.prices import Advisor
 from graphopt.tuning.codec import workload_key
-from schedules.interface import Candidate, Workload
+from schedules.interface import Candidate, Decisions, Workload
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Worth:
 class Standing:
     """The model with the best kernels known: its seconds (kernels and layout changes), and tasks.
 
+    chosen: names of the tasks that groups take, one per group; decisions: of those kernels.
     measured: whether each of its tunable kernels was measured, so that `seconds` is no guess.
     """
 
     seconds: float
     worth: Mapping[tuple[str, str], Worth]
-    chosen: tuple[tuple[str, str], ...]  # names of the tasks that groups take, one per group
+    chosen: tuple[tuple[str, str], ...]
+    decisions: Mapping[tuple[str, str], Decisions]
     measured: bool
 
 
@@ -80,6 +82,7 @@ def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
     total, measured = 0.0, True
     worth: dict[tuple[str, str], Worth] = {}
     chosen: list[tuple[str, str]] = []
+    decisions: dict[tuple[str, str], Decisions] = {}
     for problem in problems:
         offers = {
             index: advisor(problem.group(index).workload, [o.candidate for o in found])
@@ -98,8 +101,10 @@ def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
             if not any(offer.candidate.space is not None for offer in found):
                 continue
             key = workload_key(workload)
-            chosen.append((key, found[picks[number]].candidate.name))
-            measured &= found[picks[number]].seconds is not None
+            taken = found[picks[number]]
+            chosen.append((key, taken.candidate.name))
+            decisions[chosen[-1]] = taken.candidate.decisions
+            measured &= taken.seconds is not None
             if workload in seen:
                 continue
             seen.add(workload)
@@ -110,4 +115,4 @@ def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
                 took = option == picks[number]
                 known = offer.seconds is not None
                 worth[name] = Worth(cost, max(cost - slack, 0.0), took, known)
-    return Standing(total, worth, tuple(chosen), measured)
+    return Standing(total, worth, tuple(chosen), decisions, measured)

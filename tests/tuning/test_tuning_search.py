@@ -131,7 +131,7 @@ def search(names: tuple[str, ...]) -> tuple[Search, list[Task], Standing]:
         for i, task in enumerate(tasks)
     }
     chosen = (tasks[0].name,)
-    return Search(tasks, TRAITS), tasks, Standing(1e-3, worth, chosen, False)
+    return Search(tasks, TRAITS), tasks, Standing(1e-3, worth, chosen, {}, False)
 
 
 def test_defaults_come_first_but_for_hopeless_ones() -> None:
@@ -187,7 +187,7 @@ def test_what_is_good_for_one_epilogue_is_tried_for_another() -> None:
     second = Task(bare, candidate("conv2d.direct[blocked]", bare), 1)
     found = Search([first, second], TRAITS)
     worth = {t.name: Worth(1e-3, 1e-3, chosen=True, measured=True) for t in (first, second)}
-    standing = Standing(2e-3, worth, (first.name, second.name), True)
+    standing = Standing(2e-3, worth, (first.name, second.name), {}, True)
     for task in (first, second):
         found.tell(task.name, task.candidate.decisions, 1.0)
     values = dict(first.candidate.decisions) | {"pixels": 5, "vectors": 1}

@@ -1,0 +1,68 @@
+"""What a run knows: the records from before it, and its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from graphopt.tuning.advice import Advice, advise
+from graphopt.tuning.cost_model import CostModel, train
+from graphopt.tuning.records import Record
+
+_JUDGED = 40
+"""With fewer records, the model's error is not known."""
+
+
+class Knowledge:
+    """Records for one target key; those of other targets only teach the cost model."""
+
+    def __init__(self, key: str, records: Sequence[Record]) -> None:
+        self.key = key
+        self._earlier, self._mine = list(records), list[Record]()
+        self._before = {(r.workload_key, r.trace_key) for r in records if r.target == key}
+
+    def add(self, record: Record) -> None:
+        """A record of this run."""
+        self._mine.append(record)
+
+    def own(self) -> list[Record]:
+        """All records of this target."""
+        return [r for r in (*self._earlier, *self._mine) if r.target == self.key]
+
+    def trials(self) -> list[Record]:
+        """The kernels that this run was the first to measure."""
+        found = {(r.workload_key, r.trace_key): r for r in reversed(self._mine)}
+        return [record for key, record in found.items() if key not in self._before]
+
+    def advice(self) -> Advice:
+        """The best kernels now."""
+        return advise((*self._earlier, *self._mine), self.key)
+
+    def model(self, threads: int) -> CostModel | None:
+        """A cost model of all records; None where there are too few."""
+        return train(self._alone(), threads)
+
+    def uncertainty(self, threads: int) -> float | None:
+        """The model's error on kernels it has not seen, as log2 of a time: three quarters of the
+        records teach, the rest judge. None where there are too few."""
+        records = [record for record in self._alone() if record.ok]
+        if len(records) < _JUDGED:
+            return None
+        model = train([r for i, r in enumerate(records) if i % 4], threads)
+        if model is None:
+            return None
+        best: dict[tuple[str, str], float] = {}
+        for record in records:
+            key = (record.target, record.workload_key)
+            best[key] = min(best.get(key, math.inf), record.ratio)
+        held = records[::4]
+        truths = [math.log2(best[r.target, r.workload_key] / r.ratio) for r in held]
+        scores = model.scores([r.features for r in held])
+        # Only among the better ones does it matter.
+        near = [abs(s - t) for s, t in zip(scores, truths, strict=True) if t > -1]
+        return 1.4826 * median(near) if near else None
+
+    def _alone(self) -> list[Record]:
+        """What kernels took outside a program, where all of them were measured."""
+        return [r for r in (*self._earlier, *self._mine) if r.features and not r.final]
