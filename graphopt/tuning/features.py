@@ -11,7 +11,7 @@ they mean needs another records.FEATURES.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log2, prod
 from typing import Any
 
@@ -45,7 +45,6 @@ class _Access:
     loops: tuple[_Loop, ...]
     used: frozenset[int]  # loops (by position) that its index depends on
     weight: float
-    local: bool
 
     def footprint(self, level: int) -> float:
         """Bytes that it touches inside the loops from `level` on."""
@@ -81,7 +80,7 @@ class _Counts:
 def features(candidate: Candidate, function: Any, traits: TargetTraits) -> tuple[float, ...]:
     """The features of a candidate whose scheduled function is `function`."""
     walk = _Walk()
-    walk.statement(function.body, (), {}, 1.0, 1.0)
+    walk.statement(function.body, _Place((), {}, 1.0, 1.0))
     counts = walk.counts
     traffic = [
         _traffic(counts.accesses, size)
@@ -131,8 +130,7 @@ def _traffic(accesses: Sequence[_Access], cache: float) -> float:
     """
     nests: dict[int, list[_Access]] = {}
     for access in accesses:
-        if not access.local:
-            nests.setdefault(id(access.loops[0]) if access.loops else 0, []).append(access)
+        nests.setdefault(id(access.loops[0]) if access.loops else 0, []).append(access)
     total = 0.0
     for nest in nests.values():
         deepest = max(len(access.loops) for access in nest)
@@ -179,142 +177,121 @@ _KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a statement stands.
+
+    loops: around it, outermost first. bound: variables with the loops (by position) that they
+    depend on. times: how often it runs. copies: how often it is in the machine code.
+    """
+
+    loops: tuple[_Loop, ...]
+    bound: Mapping[Any, frozenset[int]]
+    times: float
+    copies: float
+
+
 class _Walk:
-    """Collects the counts of a function. `times`: how often a statement runs; `copies`: how often
-    it is in the machine code."""
+    """Collects the counts of a function."""
 
     def __init__(self) -> None:
         self.counts = _Counts()
         self._analyzer = sym.Analyzer()
         self._buffers: dict[Any, tuple[int, int, bool]] = {}
-        self._alive: list[Any] = []  # so that no id() is used twice
 
-    def statement(
-        self,
-        node: Any,
-        loops: tuple[_Loop, ...],
-        bound: Mapping[Any, frozenset[int]],
-        times: float,
-        copies: float,
-    ) -> None:
-        """Count `node` inside `loops`; `bound`: variables with the loops that they depend on."""
+    def statement(self, node: Any, place: _Place) -> None:
+        """Count `node`."""
         if isinstance(node, tirx.SeqStmt):
-            known = dict(bound)
             for child in node.seq:
                 if isinstance(child, tirx.Bind):
-                    known[child.var] = self._used(child.value, known)
-                self.statement(child, loops, known, times, copies)
+                    used = self._used(child.value, place.bound)
+                    place = replace(place, bound={**place.bound, child.var: used})
+                self.statement(child, place)
         elif isinstance(node, tirx.For):
-            self._loop(node, loops, bound, times, copies)
+            self._loop(node, place)
         elif isinstance(node, tirx.BufferStore):
-            self._store(node, loops, bound, times, copies)
+            self._store(node, place)
         elif isinstance(node, tirx.IfThenElse):
-            self.counts.branches += times
-            self.statement(node.then_case, loops, bound, times, copies)
+            self.counts.branches += place.times
+            self.statement(node.then_case, place)
             if node.else_case is not None:
-                self.statement(node.else_case, loops, bound, times * _UNLIKELY, copies)
+                self.statement(node.else_case, replace(place, times=place.times * _UNLIKELY))
         elif isinstance(node, s_tir.SBlockRealize):
-            known = dict(bound)
-            for axis, value in zip(node.block.iter_vars, node.iter_values, strict=True):
-                known[axis.var] = self._used(value, known)
-            for buffer in node.block.alloc_buffers:
-                self._allocated(buffer)
-            if node.block.init is not None:
-                self.statement(node.block.init, loops, known, times, copies)
-            self.statement(node.block.body, loops, known, times, copies)
+            self._block(node, place)
         elif isinstance(node, tirx.AllocBuffer):
             self._allocated(node.buffer)
         elif isinstance(node, tirx.AttrStmt):
-            self.statement(node.body, loops, bound, times, copies)
+            self.statement(node.body, place)
         elif isinstance(node, tirx.Evaluate) and isinstance(node.value, ir.Call):
-            self.counts.prefetches += times
-            self.counts.code += copies
+            self.counts.prefetches += place.times
+            self.counts.code += place.copies
 
-    def _loop(
-        self,
-        node: Any,
-        loops: tuple[_Loop, ...],
-        bound: Mapping[Any, frozenset[int]],
-        times: float,
-        copies: float,
-    ) -> None:
-        kind = _KINDS.get(int(node.kind), "serial")
-        extent = self._extent(node.extent)
-        inner = _Loop(node.loop_var, extent, kind)
-        known = {**bound, node.loop_var: frozenset((len(loops),))}
+    def _block(self, node: Any, place: _Place) -> None:
+        known = dict(place.bound)
+        for axis, value in zip(node.block.iter_vars, node.iter_values, strict=True):
+            known[axis.var] = self._used(value, known)
+        for buffer in node.block.alloc_buffers:
+            self._allocated(buffer)
+        inside = replace(place, bound=known)
+        if node.block.init is not None:
+            self.statement(node.block.init, inside)
+        self.statement(node.block.body, inside)
+
+    def _loop(self, node: Any, place: _Place) -> None:
+        kind, extent = _KINDS.get(int(node.kind), "serial"), self._extent(node.extent)
         counts = self.counts
-        if not any(loop.kind == "parallel" for loop in loops):
-            counts.phases += not loops
+        if not any(loop.kind == "parallel" for loop in place.loops):
+            counts.phases += not place.loops
             if kind == "parallel":
                 counts.tasks.append(extent)
-        if kind == "vectorized":
-            self.statement(node.body, (*loops, inner), known, times, copies)
-            return
+        inside = _Place(
+            (*place.loops, _Loop(node.loop_var, extent, kind)),
+            {**place.bound, node.loop_var: frozenset((len(place.loops),))},
+            place.times if kind == "vectorized" else place.times * extent,
+            place.copies * extent if kind == "unrolled" else place.copies,
+        )
         before = counts.arithmetic
-        if kind == "serial":
-            counts.iterations += times * extent
-        copied = copies * extent if kind == "unrolled" else copies
-        self.statement(node.body, (*loops, inner), known, times * extent, copied)
-        if kind == "serial" and times * extent > 0:
-            body = (counts.arithmetic - before) / (times * extent)
-            counts.inner = max(counts.inner, min(body, 256.0))
+        self.statement(node.body, inside)
+        if kind == "serial" and inside.times > 0:
+            counts.iterations += inside.times
+            counts.inner = max(
+                counts.inner, min((counts.arithmetic - before) / inside.times, 256.0)
+            )
 
-    def _store(
-        self,
-        node: Any,
-        loops: tuple[_Loop, ...],
-        bound: Mapping[Any, frozenset[int]],
-        times: float,
-        copies: float,
-    ) -> None:
+    def _store(self, node: Any, place: _Place) -> None:
+        loops = place.loops
         lanes = loops[-1].extent if loops and loops[-1].kind == "vectorized" else 1.0
-        self._access(node.buffer, node.indices, loops, bound, times, store=True)
-        operations = self._expression(node.value, loops, bound, times)
-        self.counts.arithmetic += times * operations
-        self.counts.lanes += times * operations * lanes
-        self.counts.code += copies * (1 + operations)
+        self._access(node.buffer, node.indices, place, store=True)
+        operations = self._expression(node.value, place)
+        self.counts.arithmetic += place.times * operations
+        self.counts.lanes += place.times * operations * lanes
+        self.counts.code += place.copies * (1 + operations)
 
-    def _expression(
-        self,
-        node: Any,
-        loops: tuple[_Loop, ...],
-        bound: Mapping[Any, frozenset[int]],
-        times: float,
-    ) -> float:
+    def _expression(self, node: Any, place: _Place) -> float:
         """Operations of an expression; notes what it reads."""
         if isinstance(node, ir.TensorLoad):
-            self._access(node.source, node.indices, loops, bound, times, store=False)
+            self._access(node.source, node.indices, place, store=False)
             return 0.0
         children = _children(node)
-        total = sum(self._expression(child, loops, bound, times) for child in children)
+        total = sum(self._expression(child, place) for child in children)
         if isinstance(node, ir.Call):
-            self.counts.calls += times
+            self.counts.calls += place.times
             return total + 4.0
         return total + (1.0 if len(children) > 1 else 0.0)
 
-    def _access(
-        self,
-        buffer: Any,
-        indices: Any,
-        loops: tuple[_Loop, ...],
-        bound: Mapping[Any, frozenset[int]],
-        times: float,
-        *,
-        store: bool,
-    ) -> None:
+    def _access(self, buffer: Any, indices: Any, place: _Place, *, store: bool) -> None:
         item, nbytes, local = self._buffer(buffer)
         if local:
-            self.counts.registers += times
+            self.counts.registers += place.times
             return
         if store:
-            self.counts.stores += times
+            self.counts.stores += place.times
         else:
-            self.counts.loads += times
-        used = frozenset[int]().union(*(self._used(index, bound) for index in indices))
-        whole = prod(loop.extent for loop in loops if loop.kind != "vectorized")
-        weight = times / max(whole, 1.0)
-        self.counts.accesses.append(_Access(buffer, nbytes, item, loops, used, weight, local))
-        self._alive.append(buffer)
+            self.counts.loads += place.times
+        used = frozenset[int]().union(*(self._used(index, place.bound) for index in indices))
+        whole = prod(loop.extent for loop in place.loops if loop.kind != "vectorized")
+        weight = place.times / max(whole, 1.0)
+        self.counts.accesses.append(_Access(buffer, nbytes, item, place.loops, used, weight))
 
     def _used(self, index: Any, bound: Mapping[Any, frozenset[int]]) -> frozenset[int]:
         """The loops that an index depends on."""

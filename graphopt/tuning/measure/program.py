@@ -18,7 +18,7 @@ from graphopt.codegen.executable import build
 from graphopt.codegen.kernel import Kernel, lower, to_kernel
 from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
 from graphopt.lowering.prices import is_serial
-from graphopt.lowering.weights import blocked
+from graphopt.lowering.weights import aligned_empty, blocked
 from graphopt.runtime.session import Session
 from schedules.interface import Candidate, Layout, Packing, TargetTraits, TensorSig, Workload
 
@@ -75,7 +75,7 @@ def make_program(
     weight_bytes = sum(_padded(a.nbytes) for a, c in _with(packed, workload.constant) if c)
     copies = max(1, min(MAX_COPIES, FAR_BYTES // weight_bytes)) if weight_bytes else 1
     plan = _plan(workload, candidate, kernel, packed, copies, traits)
-    weights = _aligned(plan.weight_bytes)
+    weights = aligned_empty(plan.weight_bytes)
     for buffer, array in _weight_places(plan, workload, packed):
         weights[buffer.offset : buffer.offset + array.nbytes] = array.reshape(-1).view(np.uint8)
     module = build(plan, {"kernel": kernel}, target, arch)
@@ -169,14 +169,8 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def _aligned(nbytes: int) -> Array:
-    memory = np.zeros(nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + nbytes]
-
-
 def _copied(array: Array) -> Array:
     """The array at an aligned address, where runs read it in place."""
-    memory: Array = _aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    memory: Array = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
     memory[...] = array
     return memory
