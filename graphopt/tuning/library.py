@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
+import schedules
 from graphopt.tuning.advice import Advice, advise
 from graphopt.tuning.database import Contents, read
 
 
 def shipped() -> Path | None:
     """The folder of the records that are shipped; None if they were not installed."""
-    spec = find_spec("tuning_logs")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations)))
+    # Beside the packages, wherever they are: by name, a folder of the user's would be found.
+    folder = Path(schedules.__file__).parents[1] / "tuning_logs"
+    return folder if folder.is_dir() else None
 
 
 def folders(tuning_log: Sequence[Path] | None) -> list[Path]:

@@ -16,6 +16,7 @@ import pytest
 from tuning_run import KEY
 
 import graphopt
+from graphopt.cli.main import main
 from graphopt.tuning.database import read
 from graphopt.tuning.outcome import Outcome, Progress
 
@@ -140,6 +141,24 @@ def test_an_ended_run_loses_no_more_than_its_batch(
     if how == signal.SIGINT:
         assert process.returncode == 0, err
         assert json.loads(out)["reason"].startswith("interrupted")
+
+
+def test_the_command_reports_and_draws(
+    tiny_cnn: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, plot = tmp_path / "m.onnx", tmp_path / "latency.png"
+    onnx.save(tiny_cnn, path)
+    words = ["tune", str(path), "--log", str(tmp_path / "log"), "--threads", "1", "--fresh"]
+    assert main([*words, "--trials", "4", "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    assert "conv2d" in out
+    assert "4 trials in" in out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_shapes_that_are_left_open(dynamic_mlp: onnx.ModelProto, tmp_path: Path) -> None:
+    with pytest.raises(graphopt.ModelError, match="shapes of these inputs are not known"):
+        graphopt.tune(dynamic_mlp, log=tmp_path, trials=1)
 
 
 @pytest.mark.parametrize(
