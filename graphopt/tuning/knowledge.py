@@ -31,8 +31,8 @@ class Knowledge:
         return [r for r in (*self._earlier, *self._mine) if r.target == self.key]
 
     def trials(self) -> list[Record]:
-        """The kernels that this run was the first to measure."""
-        found = {(r.workload_key, r.trace_key): r for r in reversed(self._mine)}
+        """The kernels that this run was the first to measure; the finals are no trials."""
+        found = {(r.workload_key, r.trace_key): r for r in self._mine if not r.final}
         return [record for key, record in found.items() if key not in self._before]
 
     def advice(self) -> Advice:
