@@ -116,5 +116,5 @@ def test_price_follows_the_tile() -> None:
     """A thin product is priced as less efficient than a tall one."""
     thin = gemm.candidates(matmul((1, 256), (256, 512), constant=True), AVX512)[0]
     tall = gemm.candidates(matmul((140, 256), (256, 512), constant=True), AVX512)[0]
-    assert thin.cost.efficiency < 0.5 < tall.cost.efficiency <= 1
+    assert thin.cost.efficiency < 0.8 < tall.cost.efficiency <= 1
     assert tall.cost.flops == 140 * thin.cost.flops
