@@ -133,7 +133,7 @@ def cut_of(
 ) -> Blocking | None:
     """The cut with these decisions; None if it is none."""
     rows, vectors, chunks = values["rows"], values["vectors"], values["chunks"]
-    if rows * vectors + vectors + 1 > traits.vector_registers or rows > problem.rows:
+    if rows > min(tallest(vectors, traits), problem.rows):
         return None
     if chunks > ceildiv(problem.rows, rows):
         return None

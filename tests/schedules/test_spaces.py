@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -100,6 +101,24 @@ def test_the_default_is_one_of_the_space_and_replays(workload: Workload) -> None
         assert again == candidate
         names.append(candidate.name)
     assert len(names) == len(set(names)), "a record finds its candidate by name"
+
+
+@pytest.mark.parametrize("traits", harness.ALL_TRAITS, ids=lambda t: f"lanes{t.lanes}")
+def test_every_default_can_be_made(traits: TargetTraits) -> None:
+    # Making candidates fails where default decisions do not fit; nothing is compiled here.
+    count = 0
+    for rows, columns, depth in itertools.product((1, 2, 4, 5, 197), (1, 3, 24, 1000), (1, 64)):
+        for more in ({"constant": True}, {}, {"transpose_b": True}):
+            b = (columns, depth) if "transpose_b" in more else (depth, columns)
+            count += len(tunables(products.matmul((rows, depth), b, **more), traits))
+    sizes = itertools.product((1, 3, 16, 40, 256), (7, 14, 57), (1, 16, 24, 96, 512), (1, 3, 5, 7))
+    for channels, size, filters, kernel in sizes:
+        for stride in (1, 2):
+            image = (1, channels, size, size)
+            count += len(tunables(ch.conv(image, filters, kernel, stride), traits))
+    for channels, groups in ((32, 32), (40, 40), (64, 2), (48, 4)):
+        count += len(tunables(ch.conv((1, channels, 14, 14), channels, 3, groups=groups), traits))
+    assert count > 500
 
 
 def test_decisions_that_do_not_fit_the_registers_make_no_kernel() -> None:
