@@ -21,7 +21,7 @@ from graphopt.runtime.session import Session
 from graphopt.samples import random_inputs
 from graphopt.signature import constant_arrays, signature_of
 from graphopt.tuning import cost_model
-from graphopt.tuning.database import Writer
+from graphopt.tuning.database import Writer, read
 from graphopt.tuning.library import folders, records
 from graphopt.tuning.outcome import Outcome, Progress
 from graphopt.tuning.tuner import Budget, Tuner
@@ -98,7 +98,7 @@ def tune(
         )
         budget = Budget(trials, time_limit or math.inf, target_latency or 0.0)
         outcome = tuner.run(budget)
-    learnt = cost_model.train(records([folder]).records, config.threads)
+    learnt = cost_model.train(read(folder).records, config.threads)
     if learnt is not None:
         cost_model.save(learnt, folder, key)
     return outcome

@@ -73,14 +73,17 @@ def as_float(x: PrimExpr) -> tuple[PrimExpr, Callable[[PrimExpr], PrimExpr]]:
 
 def defines(x: PrimExpr) -> bool:
     """Whether an expression defines a variable."""
-    if isinstance(x, tirx.Let):
-        return True
-    if isinstance(x, ir.Call):
-        return any(map(defines, x.args))
-    names = ("value", "a", "b", "condition", "true_value", "false_value")
+    return isinstance(x, tirx.Let) or any(map(defines, operands(x)))
+
+
+def operands(x: PrimExpr) -> Sequence[PrimExpr]:
+    """What an expression computes with; the index of a read does not count."""
     if isinstance(x, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
-        return False
-    return any(defines(getattr(x, name)) for name in names if hasattr(x, name))
+        return ()
+    if isinstance(x, ir.Call):
+        return [arg for arg in x.args if not isinstance(arg, ir.StringImm)]
+    names = ("value", "body", "condition", "true_value", "false_value", "a", "b")
+    return [getattr(x, name) for name in names if hasattr(x, name)]
 
 
 def bits(x: PrimExpr) -> PrimExpr:

@@ -27,7 +27,7 @@ class KernelSet:
         if key not in self._names:
             name = f"{workload.op.kind}_{len(self._names)}"
             self._origins[name] = candidate.name, nodes
-            self._jobs.add(name, self._explained(name, lambda: _scheduled(candidate)))
+            self._jobs.add(name, self._explained(name, lambda: scheduled(candidate)))
             self._names[key] = name
         return self._names[key]
 
@@ -51,7 +51,8 @@ class KernelSet:
             ) from error
 
 
-def _scheduled(candidate: Candidate) -> Any:
+def scheduled(candidate: Candidate) -> Any:
+    """The candidate's function, scheduled."""
     schedule = s_tir.Schedule(tvm.IRModule({"main": candidate.compute()}))
     candidate.schedule(schedule)
     return schedule.mod["main"]

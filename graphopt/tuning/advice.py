@@ -10,7 +10,7 @@ from statistics import median
 
 from graphopt.lowering.prices import Offer
 from graphopt.tuning.codec import workload_key
-from graphopt.tuning.records import Record
+from graphopt.tuning.records import Record, trusted
 from schedules.interface import Candidate, Decisions, Workload
 
 log = logging.getLogger(__name__)
@@ -92,19 +92,15 @@ def advise(records: Iterable[Record], target: str) -> Advice:
     own: dict[Name, Record] = {}
     others: dict[Name, Record] = {}
     seconds = []
-    known = list(records)
-    # A kernel that once gave wrong numbers is not to be trusted, however often it did not.
-    wrong = {(r.workload_key, r.trace_key) for r in known if r.status == "wrong"}
+    known = trusted(records)
     for record in known:
-        if not record.ok or (record.workload_key, record.trace_key) in wrong:
-            continue
         if record.target == target:
             seconds.append(record.seconds / record.ratio)
             _keep(own, record)
         elif _features(record.target) == _features(target):
             _keep(others, record)
     second = median(seconds) if seconds else 1.0
-    return Advice(own, others, second, _context(r for r in known if r.target == target and r.ok))
+    return Advice(own, others, second, _context(r for r in known if r.target == target))
 
 
 def _context(records: Iterable[Record]) -> dict[str, float]:
@@ -125,7 +121,7 @@ def _keep(table: dict[Name, Record], record: Record) -> None:
     """Keep the better one; what was measured in turns with its rivals beats what was not."""
     name = (record.workload_key, record.candidate)
     present = table.get(name)
-    if present is None or (not record.final, record.ratio) < (not present.final, present.ratio):
+    if present is None or record.rank < present.rank:
         table[name] = record
 
 

@@ -20,6 +20,7 @@ from tvm import ir, s_tir, sym, tirx
 
 from graphopt.lowering.prices import is_serial, price
 from schedules.interface import Candidate, TargetTraits
+from schedules.scalar_math import operands
 
 _LAST_LEVEL_BYTES = 16 << 20
 _UNLIKELY = 0.3
@@ -272,7 +273,7 @@ class _Walk:
         if isinstance(node, ir.TensorLoad):
             self._access(node.source, node.indices, place, store=False)
             return 0.0
-        children = _children(node)
+        children = operands(node)
         total = sum(self._expression(child, place) for child in children)
         if isinstance(node, ir.Call):
             self.counts.calls += place.times
@@ -299,7 +300,7 @@ class _Walk:
             return bound.get(index, frozenset())
         if isinstance(index, ir.TensorLoad):
             return frozenset()
-        return frozenset[int]().union(*(self._used(child, bound) for child in _children(index)))
+        return frozenset[int]().union(*(self._used(child, bound) for child in operands(index)))
 
     def _extent(self, extent: Any) -> float:
         if isinstance(extent, tirx.IntImm):
@@ -316,19 +317,3 @@ class _Walk:
 
     def _allocated(self, buffer: Any) -> None:
         self.counts.scratch += self._buffer(buffer)[1]
-
-
-def _children(node: Any) -> Sequence[Any]:
-    if isinstance(node, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
-        return ()
-    if isinstance(node, ir.Call):
-        return [arg for arg in node.args if not isinstance(arg, ir.StringImm)]
-    if isinstance(node, tirx.Cast):
-        return (node.value,)
-    if isinstance(node, tirx.Select):
-        return (node.condition, node.true_value, node.false_value)
-    if isinstance(node, tirx.Let):
-        return (node.value, node.body)
-    if hasattr(node, "a") and hasattr(node, "b"):
-        return (node.a, node.b)
-    return (node.a,) if hasattr(node, "a") else ()

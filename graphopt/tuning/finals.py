@@ -17,7 +17,7 @@ from graphopt.lowering.lower import Problem
 from graphopt.lowering.prices import Offer
 from graphopt.tuning.advice import replay
 from graphopt.tuning.codec import workload_key
-from graphopt.tuning.records import Record
+from graphopt.tuning.records import Record, trusted
 from schedules.interface import Candidate, Workload
 
 VARIANTS = 5
@@ -82,15 +82,10 @@ def results(
 def _contenders(problem: Problem, records: Iterable[Record]) -> dict[Workload, list[Candidate]]:
     """The best kernels of each workload, best first."""
     by_workload: dict[str, dict[str, Record]] = {}
-    for record in records:
-        if not record.ok:
-            continue
+    for record in trusted(records):
         kernels = by_workload.setdefault(record.workload_key, {})
         present = kernels.get(record.trace_key)
-        if present is None or (not record.final, record.ratio) < (
-            not present.final,
-            present.ratio,
-        ):
+        if present is None or record.rank < present.rank:
             kernels[record.trace_key] = record
     found: dict[Workload, list[Candidate]] = {}
     for index, offers in problem.offers.items():

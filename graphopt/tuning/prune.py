@@ -20,7 +20,7 @@ from graphopt.artifact.atomic import replacing
 from graphopt.errors import OptionError
 from graphopt.tuning.archive import STAGE, reading, require
 from graphopt.tuning.database import Line, files, lines, locked, targets
-from graphopt.tuning.records import Record
+from graphopt.tuning.records import Record, trusted
 
 BEST = 8
 """Kernels to keep of each candidate of a workload."""
@@ -130,21 +130,17 @@ def choose(records: Sequence[Record], keep: int, failures: bool, only: Versions 
             kernels.setdefault(name, {}).setdefault(record.trace_key, []).append(record)
     wanted = set()
     for group in kernels.values():
-        working = [sorted(filter(_works, same), key=_rank) for same in group.values()]
+        working = [sorted(trusted(same), key=_rank) for same in group.values()]
         best = sorted((same for same in working if same), key=lambda same: _rank(same[0]))
         for same in best[:keep]:
             finals = list(dict.fromkeys(record for record in same if record.final))
             wanted |= {id(record) for record in finals or same[:1]}
         if failures:
             for same in group.values():
-                if not any(map(_works, same)):
-                    wanted.add(id(same[-1]))
+                if not trusted(same):
+                    wanted.add(id([record for record in same if not record.ok][-1]))
     return wanted
 
 
-def _works(record: Record) -> bool:
-    return record.ok
-
-
 def _rank(record: Record) -> tuple[bool, float]:
-    return not record.final, record.ratio
+    return record.rank

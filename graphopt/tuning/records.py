@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,6 +75,12 @@ class Record:
         """Whether the kernel works."""
         return self.status == OK
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Sorts the records of working kernels, the best first: what was measured inside a program
+        beats what was measured alone."""
+        return not self.final, self.ratio
+
     @cached_property
     def workload_key(self) -> str:
         """See codec.workload_key()."""
@@ -84,6 +90,14 @@ class Record:
     def trace_key(self) -> str:
         """See codec.trace_key()."""
         return trace_key(self.candidate, self.decisions)
+
+
+def trusted(records: Iterable[Record]) -> list[Record]:
+    """Those of kernels that work. One that ever gave wrong numbers does not, however often it gave
+    the right ones."""
+    known = list(records)
+    wrong = {(r.workload_key, r.trace_key) for r in known if r.status == "wrong"}
+    return [r for r in known if r.ok and (r.workload_key, r.trace_key) not in wrong]
 
 
 def to_line(record: Record) -> str:

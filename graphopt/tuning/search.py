@@ -13,9 +13,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from graphopt.lowering.kernels import scheduled
 from graphopt.tuning.cost_model import CostModel
 from graphopt.tuning.features import features
-from graphopt.tuning.measure.program import scheduled
 from graphopt.tuning.tasks import Standing, Task
 from schedules.interface import Candidate, Decisions, Op, Space, TargetTraits
 

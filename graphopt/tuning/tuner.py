@@ -102,8 +102,9 @@ class Tuner:
                     self._finals(server, budget)
                 except KeyboardInterrupt:
                     reason = "interrupted"
-        self._report("done", self._standing())
-        return self._outcome(reason)
+        after = self._standing()
+        self._report("done", after)
+        return self._outcome(reason, after)
 
     # --- the search ------------------------------------------------------------------------------
 
@@ -240,8 +241,8 @@ class Tuner:
             )
         )
 
-    def _outcome(self, reason: str) -> Outcome:
-        trials, after = self._known.trials(), self._standing()
+    def _outcome(self, reason: str, after: Standing) -> Outcome:
+        trials = self._known.trials()
         self._history.append((self._elapsed(), len(trials), after.seconds))
         failed = sum(not record.ok for record in trials)
         before = self._first_measured()

@@ -159,6 +159,14 @@ def test_failures_stay_if_asked_for(tmp_path: Path) -> None:
     assert read(tmp_path).records == [failure(1, status="crash"), record(2), failure(3)]
 
 
+def test_a_kernel_that_was_ever_wrong_does_not_stay_as_one_that_works(tmp_path: Path) -> None:
+    write(tmp_path, record(1), failure(1, status="wrong"), record(2))
+    prune(tmp_path, failures=True)
+    assert read(tmp_path).records == [failure(1, status="wrong"), record(2)]
+    prune(tmp_path)
+    assert read(tmp_path).records == [record(2)]
+
+
 def test_other_versions_go_if_asked_for(tmp_path: Path) -> None:
     write(tmp_path, record(1, tvm="0.26"), record(2, schedules=0), record(3))
     assert prune(tmp_path).dropped == 0

@@ -37,8 +37,8 @@ def default_trials(workload: Workload) -> list[Trial]:
     return [Trial(workload, c.name, c.decisions, float("inf")) for c in candidates]
 
 
-def measured(server: Server, trials: list[Trial], rounds: int = 1) -> list[Result]:
-    return [result for _, result in sorted(server.measure(trials, rounds))]
+def measured(server: Server, trials: list[Trial]) -> list[Result]:
+    return [result for _, result in sorted(server.measure(trials))]
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
@@ -57,7 +57,7 @@ def server_process() -> psutil.Process:
 def test_every_candidate_of_a_workload_is_right_and_timed(server: Server) -> None:
     trials = default_trials(conv())
     assert {t.candidate for t in trials} >= {"conv2d.direct[blocked]", "conv2d.winograd4"}
-    for result in measured(server, trials, rounds=2):
+    for result in measured(server, trials):
         assert result.status == "ok", result
         assert 0 < result.seconds < 1
         assert 0 < result.ratio < 1000

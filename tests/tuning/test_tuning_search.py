@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tuning_run import KEY, TARGET, conv, record
 
+from graphopt.lowering.kernels import scheduled
 from graphopt.tuning.advice import advise, replay
 from graphopt.tuning.cost_model import CostModel, load, save, train
 from graphopt.tuning.features import features
-from graphopt.tuning.measure.program import scheduled
 from graphopt.tuning.measure.reference import offers
 from graphopt.tuning.records import Record
 from graphopt.tuning.search import Search, expected_gain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -62,11 +61,8 @@ class Server:
         self._requests = self._answers = -1
         self._known: dict[str, dict[str, Any]] = {}
 
-    def measure(self, trials: Sequence[Trial], rounds: int = 1) -> Iterator[tuple[int, Result]]:
+    def measure(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Result]]:
         """Measure trials; (index, result) of each as soon as it is known.
-
-        Args:
-            rounds: how often each is timed, in turns with the others; the median counts.
 
         Raises:
             TuningError: the server cannot be started, or dies again and again.
@@ -82,7 +78,7 @@ class Server:
                 if not order:
                     break
                 plain = [_plain(trials[i]) for i in order]
-                self._send({"op": "measure", "trials": plain, "rounds": rounds})
+                self._send({"op": "measure", "trials": plain})
                 while "done" not in (answer := self._receive()):
                     index = order[answer.pop("trial")]
                     del open_trials[index]
@@ -123,13 +119,6 @@ class Server:
         except ClosedError:
             self.close()
             raise TuningError("measure", "the measure server died.") from None
-
-    def forget(self) -> None:
-        """Let the server give back the memory of its tasks."""
-        if self._process is not None:
-            with contextlib.suppress(ClosedError):
-                self._send({"op": "forget"})
-        self._known.clear()
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is None:

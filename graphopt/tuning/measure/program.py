@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm
-from tvm import s_tir
 
 from graphopt.codegen.executable import build
 from graphopt.codegen.kernel import Kernel, lower, to_kernel
 from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
+from graphopt.lowering.kernels import scheduled
+from graphopt.lowering.memory import align
 from graphopt.lowering.prices import is_serial
 from graphopt.lowering.weights import aligned_empty, blocked
 from graphopt.runtime.session import Session
@@ -52,13 +52,6 @@ class Measured:
         return sum(row.seconds for row in profile.rows) / self.copies
 
 
-def scheduled(candidate: Candidate) -> Any:
-    """The candidate's function, scheduled."""
-    schedule = s_tir.Schedule(tvm.IRModule({"main": candidate.compute()}))
-    candidate.schedule(schedule)
-    return schedule.mod["main"]
-
-
 def make_program(
     workload: Workload,
     candidate: Candidate,
@@ -72,7 +65,7 @@ def make_program(
     packed = [
         _packed(array, layout) for array, layout in zip(arrays, candidate.layouts, strict=True)
     ]
-    weight_bytes = sum(_padded(a.nbytes) for a, c in _with(packed, workload.constant) if c)
+    weight_bytes = sum(align(a.nbytes) for a, c in _with(packed, workload.constant) if c)
     copies = max(1, min(MAX_COPIES, FAR_BYTES // weight_bytes)) if weight_bytes else 1
     plan = _plan(workload, candidate, kernel, packed, copies, traits)
     weights = aligned_empty(plan.weight_bytes)
@@ -126,7 +119,7 @@ def _plan(
     arguments.append(len(buffers) - 1)
     arena = 0
     for workspace in kernel.workspaces:
-        nbytes = _padded(workspace.nbytes * (1 if workspace.shared or serial else traits.threads))
+        nbytes = align(workspace.nbytes * (1 if workspace.shared or serial else traits.threads))
         buffers.append(Buffer("arena", arena, nbytes))
         arguments.append(len(buffers) - 1)
         arena += nbytes
@@ -136,7 +129,7 @@ def _plan(
         for place, nbytes in weights:
             buffers.append(Buffer("weight", offset, nbytes))
             mine[place] = len(buffers) - 1
-            offset += _padded(nbytes)
+            offset += align(nbytes)
         calls.append(Call(f"{copy}", "kernel", tuple(mine), (), serial, 0.0, 0.0))
     output = TensorSpec("y", sig.dtype, sig.shape)
     return Plan(
@@ -163,10 +156,6 @@ def _packed(array: Array, layout: Layout | Packing) -> Array:
     if isinstance(layout, Layout):
         return blocked(array, layout)
     return np.ascontiguousarray(layout.pack(array))
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64
 
 
 def _copied(array: Array) -> Array:

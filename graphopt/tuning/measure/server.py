@@ -99,10 +99,8 @@ class Server:
             for _ in range(RECENT):
                 self._time_reference()
             send(self._output, {"seconds": median(self._reference)})
-        elif message["op"] == "forget":
-            self._tasks.clear()
         else:
-            self._measure(message["trials"], message["rounds"])
+            self._measure(message["trials"])
             send(self._output, {"done": True})
 
     def _child(self, job: Job, seconds: float) -> Child:
@@ -129,8 +127,8 @@ class Server:
             self._tasks[message["task"]] = Task(workload, arrays, expected)
         return report
 
-    def _measure(self, trials: list[dict[str, Any]], rounds: int) -> None:
-        """Build all trials, then time them one by one, `rounds` times over."""
+    def _measure(self, trials: list[dict[str, Any]]) -> None:
+        """Build all trials, then time them one by one."""
         waiting = list(enumerate(trials))
         building: dict[int, Child] = {}
         built: dict[int, Child] = {}
@@ -147,7 +145,8 @@ class Server:
                     else:
                         child.end()
                         send(self._output, {"trial": index, **report})
-            self._time(built, rounds)
+            for index in list(built):
+                self._time(index, built.pop(index))
         finally:
             for child in (*building.values(), *built.values()):
                 child.end()
@@ -159,26 +158,18 @@ class Server:
         now = time.monotonic()
         return [i for i, c in building.items() if c.reports in ready or c.deadline <= now]
 
-    def _time(self, built: dict[int, Child], rounds: int) -> None:
-        """Time children in turns; one that is done, or fails, is ended and taken out of `built`."""
-        reports: dict[int, list[dict[str, Any]]] = {index: [] for index in built}
-        for turn in range(rounds):
-            for index in list(built):
-                child = built[index]
-                self._time_reference()
-                child.go(self._limits.run_seconds)
-                report = child.report()
-                if report["status"] == "ok":
-                    self._time_reference()
-                    report["ratio"] = report["seconds"] / median(self._reference)
-                    reports[index].append(report)
-                    if turn < rounds - 1:
-                        continue
-                    middle = sorted(reports[index], key=lambda each: float(each["ratio"]))
-                    report = middle[len(middle) // 2]
-                del built[index]
-                child.end()
-                send(self._output, {"trial": index, **report})
+    def _time(self, index: int, child: Child) -> None:
+        """Time a trial that is built, and end it."""
+        try:
+            self._time_reference()
+            child.go(self._limits.run_seconds)
+            report = child.report()
+        finally:
+            child.end()
+        if report["status"] == "ok":
+            self._time_reference()
+            report["ratio"] = report["seconds"] / median(self._reference)
+        send(self._output, {"trial": index, **report})
 
     def _time_reference(self) -> None:
         """Note how long the reference kernel takes now."""
@@ -205,15 +196,12 @@ class Server:
     def _job(self, trial: dict[str, Any]) -> Job:
         def job(reports: int, wait: Wait) -> None:
             task = self._tasks[trial["task"]]
-            traits = self._machine.spec.traits(self._machine.threads)
-            candidate = find_candidate(
-                task.workload, trial["candidate"], trial["decisions"], traits
-            )
+            name, decisions = trial["candidate"], trial["decisions"]
+            candidate = find_candidate(task.workload, name, decisions, self._machine.traits)
             program = self._machine.program(task.workload, candidate, task.arrays)
             send(reports, {"status": "built"})
-            while True:
-                wait()
-                send(reports, timed(program, task.expected, trial["best"]))
+            wait()
+            send(reports, timed(program, task.expected, trial["best"]))
 
         return job
 

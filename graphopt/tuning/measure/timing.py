@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.tuning.advice import replay
 from graphopt.tuning.measure.program import Array, Measured
 from graphopt.tuning.measure.reference import LIMIT, offers
-from schedules.interface import Candidate, Workload
+from schedules.interface import Candidate, TargetTraits, Workload
 
 TIMED_SECONDS = 0.04
 """Time that a kernel runs for its measurement, unless that would be more than MOST_RUNS."""
@@ -18,7 +19,7 @@ HOPELESS = 3.0
 
 
 def find_candidate(
-    workload: Workload, name: str, decisions: dict[str, int], traits: Any
+    workload: Workload, name: str, decisions: dict[str, int], traits: TargetTraits
 ) -> Candidate:
     """The candidate `name` of a workload with these decisions.
 
@@ -28,14 +29,9 @@ def find_candidate(
     for candidate in offers(workload, traits):
         if candidate.name != name:
             continue
-        if dict(candidate.decisions) == decisions:
-            return candidate
-        if candidate.space is not None and {k.name for k in candidate.space.knobs} == set(
-            decisions
-        ):
-            made = candidate.space.make(decisions)
-            if made is not None:
-                return made
+        made = replay(candidate, tuple(decisions.items()))
+        if made is not None:
+            return made
         raise LookupError(f"{name} has no kernel with {decisions}")
     raise LookupError(f"no candidate is called {name}")
 
