@@ -111,11 +111,12 @@ class Tuner:
     def _explore(self, server: Server, budget: Budget) -> str:
         """Measure until something ends it; says what."""
         hopeless = 0
+        slowest = 0.0  # batch, in seconds
         while True:
             left = budget.trials - len(self._known.trials())
             if left <= 0:
                 return "all trials are spent"
-            if self._elapsed() > budget.seconds * (1 - FINAL_SHARE):
+            if self._elapsed() + slowest > budget.seconds * (1 - FINAL_SHARE):
                 return "the time is up"
             now = self._standing()
             self._history.append((self._elapsed(), len(self._known.trials()), now.seconds))
@@ -131,7 +132,9 @@ class Tuner:
             hopeless = 0 if hopeful else hopeless + 1
             if hopeless == PATIENCE:
                 return "no more gain is expected"
+            begun = self._elapsed()
             self._measure(server, batch, now)
+            slowest = max(slowest, self._elapsed() - begun)
 
     def _batch(self, count: int, now: Standing) -> list[Proposal]:
         if not self._learn:

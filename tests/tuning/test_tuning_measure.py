@@ -95,6 +95,28 @@ def test_a_workload_without_a_reference_fails_alone(server: Server) -> None:
     assert "no reference result" in results[0].reason
 
 
+def test_a_reference_whose_child_is_killed_is_computed_again(server: Server) -> None:
+    measured(server, default_trials(conv())[:1])
+    process = server_process()
+    killed = threading.Event()
+
+    def kill() -> None:
+        before = {child.pid for child in children(process)}
+        while not killed.is_set():
+            for child in children(process):
+                if child.pid not in before:
+                    child.kill()
+                    killed.set()
+                    return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    results = measured(server, default_trials(conv(channels=20))[:2])  # a new workload
+    killed.set()
+    killer.join()
+    assert [result.status for result in results] == ["ok", "ok"]
+
+
 def test_a_child_that_is_killed_fails_alone(server: Server) -> None:
     trials = default_trials(conv()) * 3
     measured(server, trials[:1])  # the server and its reference kernel are up

@@ -111,14 +111,15 @@ class Server:
         """How long the reference kernel takes now.
 
         Raises:
-            TuningError: the server cannot be started, or dies.
+            TuningError: the server cannot be started, or dies again and again.
         """
-        try:
-            self._send({"op": "reference"})
-            return float(self._receive()["seconds"])
-        except ClosedError:
-            self.close()
-            raise TuningError("measure", "the measure server died.") from None
+        for _ in range(MAX_DEATHS):
+            try:
+                self._send({"op": "reference"})
+                return float(self._receive()["seconds"])
+            except ClosedError:
+                self.close()
+        raise TuningError("measure", f"the measure server died {MAX_DEATHS} times.")
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is None:

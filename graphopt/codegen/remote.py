@@ -1,0 +1,182 @@
+"""A program behind TVM's own calling convention, so that any of TVM's runtimes can run and time it.
+
+The machine code is that of a program that is shipped (executable.py, team.py): the same kernels,
+barriers and time stamps. Only what wakes the workers is different, because a foreign runtime has
+no crew of ours: one parallel launch of TVM's thread pool, with a worker for each task. All memory
+is flat, so every program has the same signature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+
+from graphopt.codegen import abi
+from graphopt.codegen.executable import kernel_object, linked_object
+from graphopt.codegen.kernel import Kernel, sequence
+from graphopt.codegen.linker import Linker, shared_library
+from graphopt.codegen.plan import Plan
+from graphopt.codegen.team import UNION_VALUE, team_function, with_routines
+
+Stmt = Any
+
+MEASURE, SPREAD = "measure", "spread"
+"""The functions of a library, see remote_library()."""
+
+_LINE = 64
+
+# TVM's Python server never listens again once a session of it has ended with an error, and a signal
+# is one. A kernel that crashes therefore leaves politely; its driver sees the connection close.
+_GUARD_IR = """
+declare ptr @signal(i32, ptr)
+declare void @graphopt_leave(i32)
+
+define void @graphopt_guard() {
+  %ill = call ptr @signal(i32 4, ptr @graphopt_leave)
+  %abrt = call ptr @signal(i32 6, ptr @graphopt_leave)
+  %bus = call ptr @signal(i32 7, ptr @graphopt_leave)
+  %fpe = call ptr @signal(i32 8, ptr @graphopt_leave)
+  %segv = call ptr @signal(i32 11, ptr @graphopt_leave)
+  ret void
+}
+"""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where a program's inputs and outputs lie in the flat memory that is handed to it, in bytes.
+
+    starts: of each input in `inputs`, then of each output in `outputs`.
+    """
+
+    starts: tuple[int, ...]
+    input_bytes: int
+    output_bytes: int
+    control_bytes: int
+
+    @staticmethod
+    def of(plan: Plan) -> Blocks:
+        """Those of a plan."""
+        starts: list[int] = []
+        totals = []
+        for specs, space in ((plan.inputs, "input"), (plan.outputs, "output")):
+            sizes = {b.offset: b.nbytes for b in plan.buffers if b.space == space}
+            total = 0
+            for index in range(len(specs)):
+                starts.append(total)
+                total += _lines(sizes.get(index, 0))
+            totals.append(max(total, _LINE))
+        slots = abi.FIRST_IO + len(starts)
+        return Blocks(tuple(starts), *totals, _lines(slots * abi.SLOT_BYTES) + 2 * _LINE)
+
+
+def remote_library(
+    plan: Plan, kernels: dict[str, Kernel], target: Any, arch: str, linker: Linker
+) -> bytes:
+    """A shared library with two functions of TVM's convention; all arguments are uint8 [bytes].
+
+    measure(inputs, outputs, weights, arena, control, stamps, runs) runs the program `runs` times
+    and notes abi.TIMESPEC_BYTES for the start and for the end of each call, run after run, in
+    `stamps`. `control` is zeroed. The process must not have used TVM's thread pool before, except
+    for such libraries of as many threads: the pool gets plan.threads workers when it starts.
+
+    spread(piece, weights) fills `weights` with copies of `piece`.
+
+    Raises:
+        CompileError: it cannot be linked.
+    """
+    team = tvm.ir.GlobalVar("team")
+    functions = {
+        team: with_routines(team_function(plan, arch, flush_subnormals=True), _GUARD_IR),
+        tvm.ir.GlobalVar(MEASURE): _measure(team, plan),
+        tvm.ir.GlobalVar(SPREAD): _spread(),
+    }
+    objects = [
+        # Imported routines are inlined, so a function that has an address is one of TIR's.
+        kernel_object({**kernels, "leave": Kernel(_leave(), ())}, target, arch),
+        linked_object(functions, target, exported=(MEASURE, SPREAD)),
+    ]
+    return shared_library(objects, linker)
+
+
+def _measure(team: Any, plan: Plan) -> Any:
+    blocks = Blocks.of(plan)
+    names = ("inputs", "outputs", "weights", "arena", "control", "stamps")
+    buffers = {name: _flat(name) for name in names}
+    runs, run = tirx.Var("runs", "int64"), tirx.Var("run", "int64")
+    ctx = tirx.Var("ctx", PointerType(PrimType("void")))
+    task = tirx.Var("task", "int32")
+
+    def place(name: str, offset: Any) -> Any:
+        if isinstance(offset, int):
+            offset = tirx.const(offset, "int64")
+        return tirx.handle_add_byte_offset(buffers[name].data, offset)
+
+    inputs, barrier = len(plan.inputs), blocks.control_bytes - 2 * _LINE
+    slots = {
+        abi.NUM_TASKS: tirx.const(plan.threads, "int64"),
+        abi.BARRIER: place("control", barrier),
+        abi.SOLO_BARRIER: place("control", barrier + _LINE),
+        abi.ARENA: place("arena", 0),
+        abi.WEIGHTS: place("weights", 0),
+    }
+    for index, start in enumerate(blocks.starts):
+        slots[abi.FIRST_IO + index] = place("inputs" if index < inputs else "outputs", start)
+    stride = tirx.const((len(plan.calls) + 1) * abi.TIMESPEC_BYTES, "int64")
+    call = tvm.ir.Call(team, [ctx, task], ret_ty=PrimType("void"))
+    workers = tirx.For(task, 0, plan.threads, tirx.ForKind.PARALLEL, tirx.Evaluate(call))
+    body = sequence(
+        [
+            tirx.Bind(ctx, tirx.reinterpret(ctx.ty, buffers["control"].data)),
+            tirx.Evaluate(tirx.call_extern("void", "graphopt_guard")),
+            *(_setenv(*each) for each in (("TVM_NUM_THREADS", plan.threads), ("TVM_BIND_THREADS", 0))),
+            *(_set(ctx, index, value) for index, value in slots.items()),
+            tirx.For(
+                run,
+                tirx.const(0, "int64"),
+                runs,
+                tirx.ForKind.SERIAL,
+                sequence([_set(ctx, abi.TIMESTAMPS, place("stamps", run * stride)), workers]),
+            ),
+        ]
+    )
+    return tirx.PrimFunc([*(buffers[name] for name in names), runs], body, ret_type=None)
+
+
+def _setenv(name: str, value: int) -> Stmt:
+    words = (tvm.ir.StringImm(name), tvm.ir.StringImm(str(value)), tirx.const(1, "int32"))
+    return tirx.Evaluate(tirx.call_extern("int32", "setenv", *words))
+
+
+def _leave() -> Any:
+    """Ends the process with success, whatever signal it is given."""
+    leave = tirx.Evaluate(tirx.call_extern("void", "_exit", tirx.const(0, "int32")))
+    return tirx.PrimFunc([tirx.Var("signal", "int32")], leave, ret_type=None)
+
+
+def _spread() -> Any:
+    piece, weights = _flat("piece"), _flat("weights")
+    index = tirx.Var("index", "int64")
+    size = piece.shape[0]
+    store = tirx.BufferStore(weights, piece[tirx.truncmod(index, size)], [index])
+    loop = tirx.For(
+        index, tirx.const(0, "int64"), weights.shape[0], tirx.ForKind.SERIAL, store
+    )
+    return tirx.PrimFunc([piece, weights], loop, ret_type=None)
+
+
+def _flat(name: str) -> Any:
+    """Memory of any size."""
+    return tirx.decl_buffer((tirx.Var(f"{name}_bytes", "int64"),), "uint8", name)
+
+
+def _set(ctx: Any, index: int, value: Any) -> Stmt:
+    return tirx.Evaluate(tirx.tvm_struct_set(ctx, index, UNION_VALUE, value))
+
+
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // _LINE) * _LINE
