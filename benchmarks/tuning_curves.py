@@ -44,8 +44,10 @@ def curve(
     return [(count, seconds) for _, count, seconds in outcome.history], read(log, key).records
 
 
-def _no_finals(_problem: Any, variants: Sequence[Any]) -> list[Mapping[int, float]]:
-    return [{} for _ in variants]
+def _no_finals(
+    _server: Any, _problem: Any, variants: Sequence[Any]
+) -> tuple[list[Mapping[int, float]], float]:
+    return [{} for _ in variants], 1.0
 
 
 def main() -> int:

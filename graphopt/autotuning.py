@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from graphopt.compiler import compile_choice, pose_model
+from graphopt.codegen.linker import find_linker
+from graphopt.compiler import pose_model
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import OptionError
 from graphopt.frontend.load import load_model, require_weights
 from graphopt.frontend.model import OnnxModel
 from graphopt.lowering.lower import Problem
-from graphopt.lowering.prices import Offer
-from graphopt.lowering.weights import WeightPool
-from graphopt.runtime.session import Session
-from graphopt.samples import random_inputs
 from graphopt.signature import constant_arrays, signature_of
 from graphopt.tuning import cost_model
 from graphopt.tuning.database import Writer, read
 from graphopt.tuning.library import folders, records
+from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.outcome import Outcome, Progress
 from graphopt.tuning.tuner import Budget, Tuner
+from graphopt.variants import profiler
 
 
 def tune(
@@ -41,9 +39,10 @@ def tune(
     fresh: bool = False,
     numerics: str = "default",
     max_weight_growth: float | None = None,
+    rpc: str | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Measure kernels for a model on this machine; compile(tuning_log=log) then uses the best.
+    """Measure kernels for a model, here or on other machines, for compile(tuning_log=log) to use.
 
     Records are appended to `log` as soon as a kernel is measured, so nothing is lost if this is
     interrupted or killed, and a further run goes on where this one ended. A kernel that fails,
@@ -60,12 +59,15 @@ def tune(
         target_latency: in seconds; stop when the model is expected to take no more.
         fresh: neither the shipped records and cost model nor those in `log` are used.
         numerics, max_weight_growth: as for compile().
+        rpc: "HOST:PORT/KEY" of a tracker of TVM's: kernels are built here and run on the servers
+            that have registered there under this key, as many at once as there are. `target` and
+            `threads` are theirs.
         watch: called with the progress after every batch.
 
     Raises:
         OptionError: an option is wrong, the log cannot be written, or this machine cannot run code
             for the target.
-        ModelError, CompileError: as for compile().
+        ModelError, CompileError: as for compile(); there is no linker for the target of `rpc`.
         TuningError: the log cannot be written any more, or nothing can be measured.
     """
     config = CompileConfig.of(
@@ -76,7 +78,12 @@ def tune(
         numerics=numerics,
         max_weight_growth=max_weight_growth,
     )
-    _check(config, trials, time_limit, target_latency)
+    _check(trials, time_limit, target_latency)
+    fleet = Fleet.parse(rpc) if rpc is not None else None
+    if fleet is None:
+        _require_host(config)
+    else:
+        find_linker(config.target.arch)  # a missing one is said before the work, not after it
     folder = Path(log)
     key = config.target.key(config.threads)
     with Writer(folder, key) as writer:
@@ -92,8 +99,9 @@ def tune(
             config.threads,
             writer,
             known,
-            lambda problem, variants: _profile(problem, variants, config),
+            profiler(config, fleet),
             pretrained,
+            fleet=fleet,
             watch=watch or (lambda progress: None),
         )
         budget = Budget(trials, time_limit or math.inf, target_latency or 0.0)
@@ -119,52 +127,18 @@ def pose(model: OnnxModel, config: CompileConfig) -> list[Problem]:
     return problems
 
 
-FINAL_ROUNDS = 7
-TURN_SECONDS = 0.1
-
-
-def _profile(
-    problem: Problem, variants: Sequence[Mapping[int, Offer]], config: CompileConfig
-) -> list[Mapping[int, float]]:
-    """Compile variants of a program and profile them in turns: seconds of each group's kernel."""
-    pool = WeightPool()  # shared: most variants pack most weights alike
-    emitted = [compile_choice(problem, variant, config, pool) for variant in variants]
-    weights = pool.block()
-    sessions = [Session(each.plan, module, weights) for each, module in emitted]
-    shapes = {spec.name: tuple(int(d or 0) for d in spec.shape) for spec in sessions[0].inputs}
-    inputs = random_inputs(sessions[0].inputs, shapes)
-    once = sessions[0].profile(inputs, 1).total_seconds
-    repeats = max(3, min(500, round(TURN_SECONDS / once)))
-    times: list[dict[int, list[float]]] = [{} for _ in sessions]
-    for turn in range(FINAL_ROUNDS):
-        order = range(len(sessions)) if turn % 2 == 0 else reversed(range(len(sessions)))
-        for number in order:
-            profile = sessions[number].profile(inputs, repeats)
-            taken: dict[int, float] = {}
-            for use, row in zip(emitted[number][0].uses, profile.rows, strict=True):
-                if use.group >= 0:
-                    taken[use.group] = taken.get(use.group, 0.0) + row.seconds
-            for group, seconds in taken.items():
-                times[number].setdefault(group, []).append(seconds)
-    for session in sessions:
-        session.close()
-    return [{group: median(values) for group, values in each.items()} for each in times]
-
-
-def _check(
-    config: CompileConfig,
-    trials: int,
-    time_limit: float | None,
-    target_latency: float | None,
-) -> None:
+def _check(trials: int, time_limit: float | None, target_latency: float | None) -> None:
     if isinstance(trials, bool) or not hasattr(trials, "__index__") or trials < 1:
         raise OptionError("options", f"trials must be a whole number above 0, not {trials!r}.")
     for name, value in (("time_limit", time_limit), ("target_latency", target_latency)):
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise OptionError("options", f"{name} must be a time in seconds, not {value!r}.")
+
+
+def _require_host(config: CompileConfig) -> None:
     if not config.target.is_host_compatible():
         raise OptionError(
             "tune",
             f"this machine cannot run code for '{config.target.name}'.",
-            hint="tune on a machine of that kind; its log can be copied.",
+            hint="tune on a machine of that kind and copy its log, or reach one with rpc.",
         )

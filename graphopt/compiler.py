@@ -189,6 +189,15 @@ def compile_choice(
     return lowered.emitted, module
 
 
+def lower_chosen(
+    problem: Problem, chosen: Mapping[int, Offer], config: CompileConfig, pool: WeightPool
+) -> Emitted:
+    """As compile_choice(), without machine code: for other machines."""
+    target, arch = config.target.tvm_target(config.threads), config.target.arch
+    with KernelJobs(target, arch, machine_code=False) as jobs:
+        return lower_choice(problem, chosen, jobs, pool).emitted
+
+
 def pose_model(
     model: OnnxModel,
     config: CompileConfig,

@@ -26,6 +26,7 @@ _VERBS = {
     "profile": verbs.profile,
     "run": verbs.run,
     "tune": tune_verb.tune,
+    "rpc-server": tune_verb.rpc_server,
     "verify": verbs.verify,
 }
 

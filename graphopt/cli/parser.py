@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     _inspect(verbs)
     _compile(verbs)
     _tune(verbs)
+    _rpc_server(verbs)
     _logs(verbs)
     _run(verbs)
     _verify(verbs)
@@ -174,12 +175,37 @@ def _tune(verbs: Any) -> None:
         "--fresh", action="store_true", help="use no earlier records and no shipped cost model"
     )
     parser.add_argument(
+        "--rpc",
+        metavar="HOST:PORT/KEY",
+        help="run the kernels on the servers that a tracker of TVM's knows by this key",
+    )
+    parser.add_argument(
         "--max-weight-growth",
         type=float,
         metavar="X",
         help="packed weights may take X times the model's weights (default: 2)",
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the latency over time")
+
+
+def _rpc_server(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "rpc-server",
+        "run kernels on this machine for graphopt tune --rpc elsewhere",
+        "Run TVM's RPC server, registered with a tracker (python -m tvm.exec.rpc_tracker), until\n"
+        "interrupted. Whoever reaches its port can have this machine execute anything.",
+        "--tracker 10.0.0.5:9190 --key pi4 --host 0.0.0.0",
+    )
+    parser.add_argument("--tracker", required=True, metavar="HOST:PORT")
+    parser.add_argument("--key", required=True, help="what tuning runs ask the tracker for")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at (default: this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=options.positive, default=9090,
+        help="to listen at, or one of the hundred after it (default: 9090)",
+    )  # fmt: skip
 
 
 def _logs(verbs: Any) -> None:

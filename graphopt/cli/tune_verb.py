@@ -46,12 +46,26 @@ def tune(args: argparse.Namespace, screen: Screen) -> int:
             fresh=args.fresh,
             numerics=args.numerics,
             max_weight_growth=args.max_weight_growth,
+            rpc=args.rpc,
             watch=watch,
         )
     if plot is not None:
         _plot(outcome, plot)
     note = f"records are in {args.log}; compile with --tuning-log {args.log}"
     screen.show({"log": args.log, **outcome.to_dict()}, report(outcome), closing(outcome), note)
+    return 0
+
+
+def rpc_server(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt rpc-server"""
+    from graphopt.tuning.measure.fleet import parse_address
+    from graphopt.tuning.measure.rpc_server import serve
+
+    tracker = parse_address(args.tracker)
+    if tracker is None:
+        raise OptionError("options", f"--tracker must be HOST:PORT, not {args.tracker!r}.")
+    screen.err.print(f"serving '{args.key}' of {args.tracker}; end it with Ctrl-C")
+    serve(tracker, args.key, args.host, args.port)
     return 0
 
 

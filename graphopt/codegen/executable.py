@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def build(
         flush_subnormals: subnormal numbers count as zero while the program runs.
     """
     functions = _kernel_functions(kernels, target, arch)
-    functions |= _control_functions(plan, target, arch, flush_subnormals)
+    functions |= _entries(control_functions(plan, arch, flush_subnormals), target, EXPORTED)
     return _llvm_module(functions, target)
 
 
@@ -53,8 +53,13 @@ def kernel_object(kernels: Mapping[str, Kernel], target: Any, arch: str) -> byte
 
 def control_object(plan: Plan, target: Any, arch: str, flush_subnormals: bool = True) -> bytes:
     """An object file with `run` and `serve`, which calls the kernels that plan.calls name."""
-    functions = _control_functions(plan, target, arch, flush_subnormals)
-    return _object_code(_llvm_module(functions, target))
+    functions = control_functions(plan, arch, flush_subnormals)
+    return linked_object(functions, target, EXPORTED)
+
+
+def linked_object(functions: Mapping[Any, Any], target: Any, exported: Sequence[str]) -> bytes:
+    """An object file with functions that call kernels; those named are packed functions in it."""
+    return _object_code(_llvm_module(_entries(functions, target, exported), target))
 
 
 def _kernel_functions(kernels: Mapping[str, Kernel], target: Any, arch: str) -> dict[Any, Any]:
@@ -71,21 +76,13 @@ def _kernel_functions(kernels: Mapping[str, Kernel], target: Any, arch: str) -> 
     }
 
 
-def _control_functions(
-    plan: Plan, target: Any, arch: str, flush_subnormals: bool
-) -> dict[Any, Any]:
-    functions = {
-        var: _bind(var, function, target)
-        for var, function in control_functions(plan, arch, flush_subnormals).items()
-    }
-    return _lowered(functions, target, entries=True)
-
-
-def _bind(var: Any, function: Any, target: Any) -> Any:
-    function = function.with_attr("target", target)
-    if var.name_hint in EXPORTED:
-        return function.with_attr("global_symbol", var.name_hint)
-    return function
+def _entries(functions: Mapping[Any, Any], target: Any, exported: Sequence[str]) -> dict[Any, Any]:
+    bound = {}
+    for var, function in functions.items():
+        bound[var] = function.with_attr("target", target)
+        if var.name_hint in exported:
+            bound[var] = bound[var].with_attr("global_symbol", var.name_hint)
+    return _lowered(bound, target, entries=True)
 
 
 def _lowered(functions: Mapping[Any, Any], target: Any, entries: bool) -> dict[Any, Any]:

@@ -23,7 +23,7 @@ _FLAGS = ("-shared", "-fPIC", "-nostdlib", "-s", "-Wl,--build-id=none", "-Wl,-z,
 _LIBRARIES = ("-lm", "-lc")
 
 # Kernels call one another by name, which no other library in the process may take for its own.
-_VISIBLE = "{ global: __tvm_ffi_*; local: *; };\n"
+_VISIBLE = "{ global: __tvm_ffi_*; __TVM*; local: *; };\n"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ is flat, so every program has the same signature.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
@@ -23,6 +25,7 @@ from graphopt.codegen.plan import Plan
 from graphopt.codegen.team import UNION_VALUE, team_function, with_routines
 
 Stmt = Any
+Array = np.ndarray[Any, Any]
 
 MEASURE, SPREAD = "measure", "spread"
 """The functions of a library, see remote_library()."""
@@ -47,35 +50,49 @@ define void @graphopt_guard() {
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Where a program's inputs and outputs lie in the flat memory that is handed to it, in bytes.
+class Footprint:
+    """The memory that a program needs beside its code, in bytes, and how many calls it makes."""
 
-    starts: of each input in `inputs`, then of each output in `outputs`.
-    """
-
-    starts: tuple[int, ...]
     input_bytes: int
     output_bytes: int
+    weight_bytes: int
+    arena_bytes: int
     control_bytes: int
+    calls: int
 
     @staticmethod
-    def of(plan: Plan) -> Blocks:
-        """Those of a plan."""
-        starts: list[int] = []
-        totals = []
-        for specs, space in ((plan.inputs, "input"), (plan.outputs, "output")):
-            sizes = {b.offset: b.nbytes for b in plan.buffers if b.space == space}
-            total = 0
-            for index in range(len(specs)):
-                starts.append(total)
-                total += _lines(sizes.get(index, 0))
-            totals.append(max(total, _LINE))
-        slots = abi.FIRST_IO + len(starts)
-        return Blocks(tuple(starts), *totals, _lines(slots * abi.SLOT_BYTES) + 2 * _LINE)
+    def of(plan: Plan) -> Footprint:
+        """That of a plan."""
+        (_, inputs), (_, outputs) = _places(plan, "input"), _places(plan, "output")
+        slots = abi.FIRST_IO + len(plan.inputs) + len(plan.outputs)
+        control = _lines(slots * abi.SLOT_BYTES) + 2 * _LINE
+        memory = (plan.weight_bytes, plan.arena_bytes)
+        return Footprint(inputs, outputs, *memory, control, len(plan.calls))
+
+
+def flat_inputs(plan: Plan, arrays: Mapping[str, Array]) -> Array:
+    """A plan's inputs as they lie in the memory that `measure` is given: uint8 [input_bytes]."""
+    starts, total = _places(plan, "input")
+    flat = np.zeros(total, np.uint8)
+    for spec, start in zip(plan.inputs, starts, strict=True):
+        data = np.ascontiguousarray(arrays[spec.name]).reshape(-1).view(np.uint8)
+        flat[start : start + data.nbytes] = data
+    return flat
+
+
+def _places(plan: Plan, space: str) -> tuple[list[int], int]:
+    """Where a plan's inputs or outputs start, one after another, and their bytes together."""
+    specs = plan.inputs if space == "input" else plan.outputs
+    sizes = {buffer.offset: buffer.nbytes for buffer in plan.buffers if buffer.space == space}
+    starts, total = [], 0
+    for index in range(len(specs)):
+        starts.append(total)
+        total += _lines(sizes.get(index, 0))
+    return starts, total
 
 
 def remote_library(
-    plan: Plan, kernels: dict[str, Kernel], target: Any, arch: str, linker: Linker
+    plan: Plan, kernels: Mapping[str, Kernel], target: Any, arch: str, linker: Linker
 ) -> bytes:
     """A shared library with two functions of TVM's convention; all arguments are uint8 [bytes].
 
@@ -104,7 +121,6 @@ def remote_library(
 
 
 def _measure(team: Any, plan: Plan) -> Any:
-    blocks = Blocks.of(plan)
     names = ("inputs", "outputs", "weights", "arena", "control", "stamps")
     buffers = {name: _flat(name) for name in names}
     runs, run = tirx.Var("runs", "int64"), tirx.Var("run", "int64")
@@ -116,7 +132,7 @@ def _measure(team: Any, plan: Plan) -> Any:
             offset = tirx.const(offset, "int64")
         return tirx.handle_add_byte_offset(buffers[name].data, offset)
 
-    inputs, barrier = len(plan.inputs), blocks.control_bytes - 2 * _LINE
+    barrier = Footprint.of(plan).control_bytes - 2 * _LINE
     slots = {
         abi.NUM_TASKS: tirx.const(plan.threads, "int64"),
         abi.BARRIER: place("control", barrier),
@@ -124,8 +140,8 @@ def _measure(team: Any, plan: Plan) -> Any:
         abi.ARENA: place("arena", 0),
         abi.WEIGHTS: place("weights", 0),
     }
-    for index, start in enumerate(blocks.starts):
-        slots[abi.FIRST_IO + index] = place("inputs" if index < inputs else "outputs", start)
+    io = [place(f"{space}s", at) for space in ("input", "output") for at in _places(plan, space)[0]]
+    slots |= {abi.FIRST_IO + index: where for index, where in enumerate(io)}
     stride = tirx.const((len(plan.calls) + 1) * abi.TIMESPEC_BYTES, "int64")
     call = tvm.ir.Call(team, [ctx, task], ret_ty=PrimType("void"))
     workers = tirx.For(task, 0, plan.threads, tirx.ForKind.PARALLEL, tirx.Evaluate(call))
@@ -133,7 +149,8 @@ def _measure(team: Any, plan: Plan) -> Any:
         [
             tirx.Bind(ctx, tirx.reinterpret(ctx.ty, buffers["control"].data)),
             tirx.Evaluate(tirx.call_extern("void", "graphopt_guard")),
-            *(_setenv(*each) for each in (("TVM_NUM_THREADS", plan.threads), ("TVM_BIND_THREADS", 0))),
+            _setenv("TVM_NUM_THREADS", plan.threads),
+            _setenv("TVM_BIND_THREADS", 0),  # as our own workers are
             *(_set(ctx, index, value) for index, value in slots.items()),
             tirx.For(
                 run,
@@ -163,9 +180,7 @@ def _spread() -> Any:
     index = tirx.Var("index", "int64")
     size = piece.shape[0]
     store = tirx.BufferStore(weights, piece[tirx.truncmod(index, size)], [index])
-    loop = tirx.For(
-        index, tirx.const(0, "int64"), weights.shape[0], tirx.ForKind.SERIAL, store
-    )
+    loop = tirx.For(index, tirx.const(0, "int64"), weights.shape[0], tirx.ForKind.SERIAL, store)
     return tirx.PrimFunc([piece, weights], loop, ret_type=None)
 
 

@@ -28,7 +28,8 @@ Stmt = Any
 Expr = Any
 
 _CLOCK_MONOTONIC = 1
-_UNION_VALUE = 15  # tirx.builtin.kTVMFFIAnyUnionValue in TVM 0.27
+UNION_VALUE = 15  # tirx.builtin.kTVMFFIAnyUnionValue in TVM 0.27
+"""The field of a slot of ctx, for tvm_struct_get and tvm_struct_set."""
 
 # Spin politely, and give the core away when the others are late: this machine may have fewer free
 # cores than workers. The counter only grows, so it never has to be reset between barriers.
@@ -140,7 +141,7 @@ def control_functions(plan: Plan, arch: str, flush_subnormals: bool) -> dict[Any
     """
     team_var = tvm.ir.GlobalVar("team")
     return {
-        team_var: _team(plan, arch, flush_subnormals and arch in FLUSH_IR),
+        team_var: team_function(plan, arch, flush_subnormals),
         tvm.ir.GlobalVar("run"): _run(team_var, plan.threads),
         tvm.ir.GlobalVar("serve"): _serve(team_var),
     }
@@ -153,7 +154,15 @@ def kernel_symbol(name: str) -> str:
 
 def with_synchronisation(kernel: Any, arch: str) -> Any:
     """The kernel, with the barriers it calls linked into its module at IR level."""
-    return kernel.with_body(_import(_synchronisation(arch), kernel.body))
+    return with_routines(kernel, _synchronisation(arch))
+
+
+def with_routines(function: Any, text: str) -> Any:
+    """The PrimFunc, with the routines `text` linked into its module at IR level.
+
+    Only those that its module calls are linked; not for functions of TVM's calling convention.
+    """
+    return function.with_body(_import(text, function.body))
 
 
 def _context() -> Any:
@@ -161,7 +170,7 @@ def _context() -> Any:
 
 
 def _slot(ctx: Any, index: int, dtype: str = "handle") -> Expr:
-    return tirx.tvm_struct_get(ctx, index, _UNION_VALUE, dtype)
+    return tirx.tvm_struct_get(ctx, index, UNION_VALUE, dtype)
 
 
 def _invoke(function: Any, arguments: list[Expr]) -> Stmt:
@@ -182,7 +191,9 @@ def _import(text: str, body: Stmt) -> Stmt:
     return tirx.AttrStmt(tirx.const(0, "int32"), attr, tvm.ir.StringImm(text), body)
 
 
-def _team(plan: Plan, arch: str, flush: bool) -> Any:
+def team_function(plan: Plan, arch: str, flush_subnormals: bool) -> Any:
+    """The PrimFunc team(ctx, task_id) of `plan`; arguments as for control_functions()."""
+    flush = flush_subnormals and arch in FLUSH_IR
     ctx, task = _context(), tirx.Var("task_id", "int32")
     tasks = _slot(ctx, abi.NUM_TASKS, "int64")
     body: list[Stmt] = [_stamp(ctx, task, 0)]

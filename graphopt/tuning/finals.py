@@ -17,6 +17,7 @@ from graphopt.lowering.lower import Problem
 from graphopt.lowering.prices import Offer
 from graphopt.tuning.advice import replay
 from graphopt.tuning.codec import workload_key
+from graphopt.tuning.measure.client import Server
 from graphopt.tuning.records import Record, trusted
 from schedules.interface import Candidate, Workload
 
@@ -27,8 +28,10 @@ PER_CANDIDATE = 3
 
 Variant: TypeAlias = "Mapping[int, Offer]"
 """One offer for each group of a problem."""
-Profiler: TypeAlias = "Callable[[Problem, Sequence[Variant]], list[Mapping[int, float]]]"
-"""Runs variants of a program in turns: for each, seconds of each group's kernel."""
+Times: TypeAlias = "Mapping[int, float]"
+"""Seconds of each group's kernel."""
+Profiler: TypeAlias = "Callable[[Server, Problem, Sequence[Variant]], tuple[list[Times], float]]"
+"""Runs variants of a program in turns: times of each, and the seconds of the reference kernel."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def variants(problem: Problem, records: Iterable[Record]) -> list[dict[int, Offe
 
 
 def results(
-    problem: Problem, chosen: Sequence[Variant], seconds: Sequence[Mapping[int, float]]
+    problem: Problem, chosen: Sequence[Variant], seconds: Sequence[Times]
 ) -> list[Finalist]:
     """What each kernel with a space took, over all variants that it was in."""
     times: dict[tuple[Workload, Candidate], list[float]] = {}

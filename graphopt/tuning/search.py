@@ -104,18 +104,25 @@ class Search:
             uncertainty: standard deviation of the model's error, as log2 of a time.
         """
         batch = self._defaults(count, standing)
+        self._take(batch)
         if len(batch) < count:
             self._fill(standing)
-            batch += self._promising(count - len(batch), standing, model, uncertainty)
+            more = self._promising(count - len(batch), standing, model, uncertainty)
+            self._take(more)
+            batch += more
+        return batch
+
+    def _take(self, batch: Sequence[Proposal]) -> None:
+        """These are not proposed again."""
         for proposal in batch:
             pool = self._pools[proposal.task.name]
             pool.open.pop(proposal.decisions, None)
             pool.known.add(proposal.decisions)
-        return batch
 
     def propose_randomly(self, count: int, standing: Standing) -> list[Proposal]:
         """Kernels drawn at random, from tasks by their share of the model's time: a yardstick."""
         batch = self._defaults(count, standing)
+        self._take(batch)
         names = list(self._pools)
         weights = [
             self._pools[name].task.uses * standing.worth[name].seconds
@@ -249,7 +256,7 @@ class Search:
             if decisions in pool.known:
                 continue
             made = space.make(values)
-            if made is not None:
+            if made is not None and made.decisions not in pool.known:
                 return made
         return None
 

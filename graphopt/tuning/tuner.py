@@ -18,6 +18,7 @@ from graphopt.tuning.database import Writer
 from graphopt.tuning.finals import Profiler, results, variants
 from graphopt.tuning.knowledge import Knowledge
 from graphopt.tuning.measure.client import Result, Server, Trial
+from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.outcome import Outcome, Progress, closing_rows, progress_rows
 from graphopt.tuning.records import Record
 from graphopt.tuning.search import Proposal, Search
@@ -61,6 +62,7 @@ class Tuner:
         profile: Profiler,
         pretrained: CostModel | None = None,
         *,
+        fleet: Fleet | None = None,
         learn: bool = True,
         seed: int = 0,
         watch: Callable[[Progress], None] = lambda progress: None,
@@ -70,13 +72,14 @@ class Tuner:
         records: known before; kernels in them are not measured again.
         profile: runs variants of the program, for the finals.
         pretrained: a cost model for the time before there are records to learn from.
+        fleet: other machines that run the kernels.
         learn: False measures kernels at random, to compare with.
         watch: called after every batch.
         """
         self._problems, self._target, self._threads = problems, target, threads
         self._writer, self._known = writer, Knowledge(target.key(threads), records)
         self._pretrained, self._learn, self._watch = pretrained, learn, watch
-        self._profile = profile
+        self._profile, self._fleet = profile, fleet
         self._tasks = {task.name: task for task in tasks_of(problems)}
         self._search = Search(list(self._tasks.values()), target.traits(threads), seed)
         self._history: list[tuple[float, int, float]] = []
@@ -95,7 +98,7 @@ class Tuner:
         """
         reason = "there is nothing to tune"
         if self._tasks:
-            with Server(self._target, self._threads) as server:
+            with Server(self._target, self._threads, fleet=self._fleet) as server:
                 try:
                     reason = self._explore(server, budget)
                     self._report("finals", self._standing())
@@ -195,9 +198,7 @@ class Tuner:
                 if self._elapsed() > budget.seconds or self._settled(problem):
                     break
                 chosen = variants(problem, self._known.own())
-                before = server.reference_seconds()
-                seconds = self._profile(problem, chosen)
-                reference = 0.5 * (before + server.reference_seconds())
+                seconds, reference = self._profile(server, problem, chosen)
                 for each in results(problem, chosen, seconds):
                     task = self._tasks[workload_key(each.workload), each.candidate.name]
                     result = Result("ok", each.seconds, each.seconds / reference)

@@ -62,7 +62,10 @@ def files(
     return folder
 
 
-VERBS = ("inspect", "compile", "run", "verify", "profile", "bench", "cache", "tune", "logs")
+VERBS = (
+    *("inspect", "compile", "run", "verify", "profile", "bench", "cache", "tune", "logs"),
+    "rpc-server",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

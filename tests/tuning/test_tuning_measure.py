@@ -17,7 +17,7 @@ import pytest
 from tuning_run import TARGET, conv
 
 from graphopt.tuning.measure.client import Result, Server, Trial
-from graphopt.tuning.measure.program import make_program, unblocked
+from graphopt.tuning.measure.program import load, make_single, unblocked
 from graphopt.tuning.measure.protocol import ClosedError, Limits, receive, send
 from graphopt.tuning.measure.reference import LIMIT, make_inputs, offers, reference
 from graphopt.tuning.measure.timing import find_candidate, relative_error, timed
@@ -226,7 +226,8 @@ def test_a_wrong_result_is_found() -> None:
     traits, target = TARGET.traits(1), TARGET.tvm_target(1)
     arrays = make_inputs(workload)
     candidate = find_candidate(workload, "conv2d.lines", {"filters": 3, "vectors": 1}, traits)
-    program = make_program(workload, candidate, arrays, traits, target, TARGET.arch)
+    single = make_single(workload, candidate, arrays, traits, target)
+    program = load(single, target, TARGET.arch)
     expected = program.run()
     assert timed(program, expected, float("inf"))["status"] == "ok"
     spoilt = expected.copy()

@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -47,9 +47,13 @@ class Child:
         self.deadline = time.monotonic() + seconds
         self._status: int | None = None
 
+    def allow(self, seconds: float) -> None:
+        """Its next report may take so long from now."""
+        self.deadline = time.monotonic() + seconds
+
     def go(self, seconds: float) -> None:
         """Let it go on, and report within `seconds`."""
-        self.deadline = time.monotonic() + seconds
+        self.allow(seconds)
         with contextlib.suppress(OSError):
             os.write(self._orders, b"g")
 
@@ -76,6 +80,14 @@ class Child:
         os.close(self.reports)
         os.close(self._orders)
         return self._status
+
+
+def ready(children: Mapping[int, Child]) -> list[int]:
+    """Those that have reported, or should have; waits for the first."""
+    patience = max(0.0, min(c.deadline for c in children.values()) - time.monotonic())
+    found, _, _ = select.select([c.reports for c in children.values()], [], [], patience)
+    now = time.monotonic()
+    return [i for i, c in children.items() if c.reports in found or c.deadline <= now]
 
 
 def _death(status: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ and on one set of activations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,56 +31,98 @@ MAX_COPIES = 12
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A kernel that is ready to be timed.
+class Single:
+    """A program of one kernel, before there is machine code.
 
-    copies: calls in one run. output: makes the logical output of what a run returns.
+    inputs: physical arrays by name. piece: uint8, the weights of one call, packed and aligned; each
+    of the `copies` calls of a run has a copy. layout, shape: of the output.
     """
 
-    session: Session
-    inputs: dict[str, Array]
+    plan: Plan
+    kernel: Kernel
+    inputs: Mapping[str, Array]
+    piece: Array
     copies: int
     layout: Layout
     shape: tuple[int, ...]
 
+
+class Measured(Protocol):
+    """A program that is ready to be timed."""
+
+    @property
+    def copies(self) -> int:
+        """Calls in one run."""
+        ...
+
     def run(self) -> Array:
         """The logical output of one run."""
-        return unblocked(self.session.run(self.inputs)["y"], self.layout, self.shape)
+        ...
 
     def seconds(self, repeats: int) -> float:
         """Time of one call: the mean of the faster half of `repeats` runs."""
-        profile = self.session.profile(self.inputs, repeats)
+        ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program in this process."""
+
+    single: Single
+    session: Session
+
+    @property
+    def copies(self) -> int:
+        """Calls in one run."""
+        return self.single.copies
+
+    def run(self) -> Array:
+        """The logical output of one run."""
+        found = self.session.run(self.single.inputs)["y"]
+        return unblocked(found, self.single.layout, self.single.shape)
+
+    def seconds(self, repeats: int) -> float:
+        """Time of one call: the mean of the faster half of `repeats` runs."""
+        profile = self.session.profile(self.single.inputs, repeats)
         return sum(row.seconds for row in profile.rows) / self.copies
 
 
-def make_program(
+def make_single(
     workload: Workload,
     candidate: Candidate,
     arrays: list[Array],
     traits: TargetTraits,
     target: Any,
-    arch: str,
-) -> Measured:
-    """Build the candidate's program for logical input `arrays`, machine code included."""
+) -> Single:
+    """The candidate's program for logical input `arrays`."""
     kernel = to_kernel(lower(scheduled(candidate), target))
     packed = [
         _packed(array, layout) for array, layout in zip(arrays, candidate.layouts, strict=True)
     ]
-    weight_bytes = sum(align(a.nbytes) for a, c in _with(packed, workload.constant) if c)
-    copies = max(1, min(MAX_COPIES, FAR_BYTES // weight_bytes)) if weight_bytes else 1
+    weights = [array for array, constant in _with(packed, workload.constant) if constant]
+    piece = np.zeros(sum(align(array.nbytes) for array in weights), np.uint8)
+    offset = 0
+    for array in weights:
+        piece[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        offset += align(array.nbytes)
+    copies = max(1, min(MAX_COPIES, FAR_BYTES // piece.nbytes)) if weights else 1
     plan = _plan(workload, candidate, kernel, packed, copies, traits)
-    weights = aligned_empty(plan.weight_bytes)
-    for buffer, array in _weight_places(plan, workload, packed):
-        weights[buffer.offset : buffer.offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-    module = build(plan, {"kernel": kernel}, target, arch)
-    module["run"]  # makes the machine code
     inputs = {
         f"x{i}": _copied(array)
         for i, (array, constant) in enumerate(_with(packed, workload.constant))
         if not constant
     }
-    session = Session(plan, module, weights)
-    return Measured(session, inputs, copies, candidate.output, workload.output.shape)
+    shape = workload.output.shape
+    return Single(plan, kernel, inputs, piece, copies, candidate.output, shape)
+
+
+def load(single: Single, target: Any, arch: str) -> Loaded:
+    """Build the program and load it, machine code included."""
+    weights = aligned_empty(single.plan.weight_bytes)
+    weights.reshape(single.copies, -1)[...] = single.piece
+    module = build(single.plan, {"kernel": single.kernel}, target, arch)
+    module["run"]  # makes the machine code
+    return Loaded(single, Session(single.plan, module, weights))
 
 
 def unblocked(array: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
@@ -135,17 +178,6 @@ def _plan(
     return Plan(
         tuple(specs), (output,), tuple(buffers), tuple(calls), arena, offset, traits.threads
     )
-
-
-def _weight_places(
-    plan: Plan, workload: Workload, packed: list[Array]
-) -> list[tuple[Buffer, Array]]:
-    return [
-        (plan.buffers[call.args[i]], array)
-        for call in plan.calls
-        for i, (array, constant) in enumerate(_with(packed, workload.constant))
-        if constant
-    ]
 
 
 def _with(packed: list[Array], constant: tuple[bool, ...]) -> list[tuple[Array, bool]]:

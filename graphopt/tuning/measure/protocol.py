@@ -11,11 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child of the server may take: seconds for each step, bytes beyond what it inherits."""
+    """What a child of the server may take: seconds for each step, bytes beyond what it inherits.
+
+    device_seconds: to be given another machine, where kernels run on others. session_seconds: with
+    one, for a kernel; final_seconds: for the programs of the finals.
+    """
 
     build_seconds: float = 20.0
     run_seconds: float = 15.0
     reference_seconds: float = 120.0
+    device_seconds: float = 120.0
+    session_seconds: float = 60.0
+    final_seconds: float = 270.0
     memory_bytes: int = 4 << 30
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.tuning.measure.program import Array, make_program
+from graphopt.tuning.measure.program import Array, load, make_single
 from schedules.interface import (
     Candidate,
     Epilogue,
@@ -78,7 +78,8 @@ def _computed(
     workload: Workload, arrays: list[Array], traits: TargetTraits, target: Any, arch: str
 ) -> Array:
     candidate = offers(workload, traits)[0]
-    return make_program(workload, candidate, arrays, traits, target, arch).run()
+    single = make_single(workload, candidate, arrays, traits, target)
+    return load(single, target, arch).run()
 
 
 def offers(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
