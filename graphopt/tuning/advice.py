@@ -10,7 +10,7 @@ from statistics import median
 
 from graphopt.lowering.prices import Offer
 from graphopt.tuning.codec import workload_key
-from graphopt.tuning.records import Record, trusted
+from graphopt.tuning.records import Record, averaged, trusted
 from schedules.interface import Candidate, Decisions, Workload
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def advise(records: Iterable[Record], target: str) -> Advice:
     own: dict[Name, Record] = {}
     others: dict[Name, Record] = {}
     seconds = []
-    known = trusted(records)
+    known = averaged(trusted(records))
     for record in known:
         if record.target == target:
             seconds.append(record.seconds / record.ratio)

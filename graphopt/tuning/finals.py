@@ -18,7 +18,7 @@ from graphopt.lowering.prices import Offer
 from graphopt.tuning.advice import replay
 from graphopt.tuning.codec import workload_key
 from graphopt.tuning.measure.client import Server
-from graphopt.tuning.records import Record, trusted
+from graphopt.tuning.records import Record, averaged, trusted
 from schedules.interface import Candidate, Workload
 
 VARIANTS = 5
@@ -61,7 +61,7 @@ def variants(problem: Problem, records: Iterable[Record]) -> list[dict[int, Offe
         chosen = choose_offers(
             problem.dataflow, problem.entries, offers, problem.traits, problem.options.weight_limit
         )
-        if not any(_same(chosen, other) for other in found):
+        if not any(same(chosen, other) for other in found):
             found.append(chosen)
     return found
 
@@ -85,7 +85,7 @@ def results(
 def _contenders(problem: Problem, records: Iterable[Record]) -> dict[Workload, list[Candidate]]:
     """The best kernels of each workload, best first."""
     by_workload: dict[str, dict[str, Record]] = {}
-    for record in trusted(records):
+    for record in averaged(trusted(records)):
         kernels = by_workload.setdefault(record.workload_key, {})
         present = kernels.get(record.trace_key)
         if present is None or record.rank < present.rank:
@@ -121,5 +121,6 @@ def _ratio(record: Record) -> float:
     return record.ratio
 
 
-def _same(a: Variant, b: Variant) -> bool:
+def same(a: Variant, b: Variant) -> bool:
+    """Whether both make the same program."""
     return all(a[index].candidate == b[index].candidate for index in a)

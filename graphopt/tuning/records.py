@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from graphopt.tuning.codec import (
@@ -98,6 +99,27 @@ def trusted(records: Iterable[Record]) -> list[Record]:
     known = list(records)
     wrong = {(r.workload_key, r.trace_key) for r in known if r.status == "wrong"}
     return [r for r in known if r.ok and (r.workload_key, r.trace_key) not in wrong]
+
+
+def averaged(records: Iterable[Record]) -> list[Record]:
+    """These records, with those of one kernel inside a program made one of their mean: to go by the
+    least of several noisy times would be to go by luck."""
+    alone: list[Record] = []
+    finals: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        if record.final and record.ok:
+            key = (record.target, record.workload_key, record.trace_key)
+            finals.setdefault(key, []).append(record)
+        else:
+            alone.append(record)
+    return alone + [
+        replace(
+            same[-1],
+            ratio=fmean(record.ratio for record in same),
+            seconds=fmean(record.seconds for record in same),
+        )
+        for same in finals.values()
+    ]
 
 
 def to_line(record: Record) -> str:

@@ -60,9 +60,15 @@ class _Pool:
     best: list[tuple[float, Decisions]] = field(default_factory=list)
     exhausted: bool = False
     kin: list[_Pool] = field(default_factory=list, repr=False)
+    seeds: list[Decisions] = field(default_factory=list)
 
     def inherited(self) -> dict[str, int] | None:
-        """The best decisions of its kin that it does not know yet."""
+        """Decisions that were good elsewhere and that it does not know yet: on another machine, or
+        for its kin."""
+        while self.seeds:
+            seed = self.seeds.pop()
+            if seed not in self.known:
+                return dict(seed)
         known = (entry for pool in self.kin for entry in pool.best[:3])
         best = min((e for e in known if e[1] not in self.known), default=None)
         return None if best is None else dict(best[1])
@@ -83,6 +89,15 @@ class Search:
         self._traits = traits
         self._random = random.Random(seed)
         self._filled = False
+
+    def seed(self, name: Name, decisions: Decisions) -> None:
+        """Have task `name` try decisions that were the best on another machine."""
+        pool = self._pools.get(name)
+        if pool is None or pool.task.candidate.space is None:
+            return
+        knobs = pool.task.candidate.space.knobs
+        if tuple(knob.name for knob in knobs) == tuple(knob for knob, _ in decisions):
+            pool.seeds.append(decisions)
 
     def tell(self, name: Name, decisions: Decisions, ratio: float | None) -> None:
         """A kernel of task `name` was measured, now or before; ratio: None if it failed."""

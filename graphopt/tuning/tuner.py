@@ -15,7 +15,7 @@ from graphopt.tuning.advice import advise
 from graphopt.tuning.codec import trace_key, workload_key
 from graphopt.tuning.cost_model import CostModel
 from graphopt.tuning.database import Writer
-from graphopt.tuning.finals import Profiler, results, variants
+from graphopt.tuning.finals import Profiler, Variant, results, same, variants
 from graphopt.tuning.knowledge import Knowledge
 from graphopt.tuning.measure.client import Result, Server, Trial
 from graphopt.tuning.measure.fleet import Fleet
@@ -86,6 +86,8 @@ class Tuner:
         self._uncertainty = FIRST_UNCERTAINTY
         self._started = time.monotonic()
         self._first = self._standing()
+        for name, record in self._known.advice().others.items():
+            self._search.seed(name, record.decisions)
         for record in self._known.own():
             if not record.final:
                 self._tell(record)
@@ -192,34 +194,45 @@ class Tuner:
     # --- the finals ------------------------------------------------------------------------------
 
     def _finals(self, server: Server, budget: Budget) -> None:
-        """Run the best kernels inside the program; what they take there decides."""
+        """Run the best kernels inside the program; what they take there decides.
+
+        The winner meets the default once more: the best of many is partly the luckiest.
+        """
         for problem in self._problems:
             for _ in range(FINAL_STAGES):
                 if self._elapsed() > budget.seconds or self._settled(problem):
                     break
-                chosen = variants(problem, self._known.own())
-                seconds, reference = self._profile(server, problem, chosen)
-                for each in results(problem, chosen, seconds):
-                    task = self._tasks[workload_key(each.workload), each.candidate.name]
-                    result = Result("ok", each.seconds, each.seconds / reference)
-                    self._keep(Proposal(task, each.candidate, ()), result, final=True)
+                self._final(server, problem, variants(problem, self._known.own()))
+                again = [problem.choice(), self._taken(problem)]
+                if self._elapsed() < budget.seconds and not same(*again):
+                    self._final(server, problem, again)
 
-    def _settled(self, problem: Problem) -> bool:
-        """Whether all kernels that would be taken now have run in the program."""
-        finals = {(r.workload_key, r.trace_key) for r in self._known.own() if r.final}
+    def _final(self, server: Server, problem: Problem, chosen: Sequence[Variant]) -> None:
+        seconds, reference = self._profile(server, problem, chosen)
+        for each in results(problem, chosen, seconds):
+            task = self._tasks[workload_key(each.workload), each.candidate.name]
+            result = Result("ok", each.seconds, each.seconds / reference)
+            self._keep(Proposal(task, each.candidate, ()), result, final=True)
+
+    def _taken(self, problem: Problem) -> Variant:
+        """What a program would be made of now."""
         advice = self._known.advice()
         offers = {
             index: advice(problem.group(index).workload, [o.candidate for o in given])
             for index, given in problem.offers.items()
         }
-        taken = replace(problem, offers=offers).choice()
+        return replace(problem, offers=offers).choice()
+
+    def _settled(self, problem: Problem) -> bool:
+        """Whether all kernels that would be taken now have run in the program."""
+        finals = {(r.workload_key, r.trace_key) for r in self._known.own() if r.final}
         return all(
             (
                 workload_key(problem.group(index).workload),
                 trace_key(offer.candidate.name, offer.candidate.decisions),
             )
             in finals
-            for index, offer in taken.items()
+            for index, offer in self._taken(problem).items()
             if offer.candidate.space is not None
         )
 

@@ -20,7 +20,7 @@ from graphopt.tuning.measure.reference import offers
 from graphopt.tuning.records import Record
 from graphopt.tuning.search import Search, expected_gain
 from graphopt.tuning.tasks import Standing, Task, Worth
-from schedules.interface import Candidate
+from schedules.interface import Candidate, Decisions
 
 TRAITS = TARGET.traits(1)
 
@@ -157,12 +157,13 @@ def test_no_kernel_is_proposed_twice() -> None:
 
 def test_a_small_space_is_exhausted() -> None:
     found, tasks, standing = search(("conv2d.lines",))
-    seen = set()
+    seen: list[Decisions] = []
     for _ in range(60):
         batch = found.propose(8, standing, None, 0.3)
-        seen.update(proposal.decisions for proposal in batch)
+        seen += [proposal.decisions for proposal in batch]
         if not batch:
             break
+    assert len(seen) == len(set(seen))
     space = tasks[0].candidate.space
     assert space is not None
     fitting = [
@@ -198,6 +199,17 @@ def test_what_is_good_for_one_epilogue_is_tried_for_another() -> None:
     assert good in pool.known
 
 
+def test_what_was_best_on_another_machine_is_tried() -> None:
+    found, tasks, standing = search(("conv2d.direct[blocked]",))
+    decisions = tasks[0].candidate.decisions
+    good = tuple((dict(decisions) | {"pixels": 5, "vectors": 1}).items())
+    found.seed(tasks[0].name, good)
+    found.seed(tasks[0].name, (("unknown", 1),))
+    found.seed(("no", "task"), good)
+    found.propose(2, standing, None, 0.3)
+    assert good in found._pools[tasks[0].name].known
+
+
 def test_random_proposals_leave_hopeless_candidates_alone() -> None:
     found, tasks, standing = search(("conv2d.winograd4", "conv2d.lines", "conv2d.winograd2"))
     for task in tasks:
@@ -226,6 +238,17 @@ def test_kernels_measured_in_turns_beat_luck() -> None:
     advice = advise([lines(2.0, 2, final=True), lines(1.5, 4)], KEY)
     (offer,) = advice(conv(), [candidate("conv2d.lines")])
     assert dict(offer.candidate.decisions)["filters"] == 2
+
+
+def test_the_finals_of_a_kernel_are_averaged() -> None:
+    # The first was lucky once.
+    finals = [lines(ratio, 2, final=True) for ratio in (1.0, 3.0)]
+    advice = advise([*finals, lines(1.8, 4, final=True)], KEY)
+    (offer,) = advice(conv(), [candidate("conv2d.lines")])
+    assert dict(offer.candidate.decisions)["filters"] == 4
+    advice = advise(finals, KEY)
+    (offer,) = advice(conv(), [candidate("conv2d.lines")])
+    assert offer.seconds == pytest.approx(2.0e-3)
 
 
 def test_times_alone_are_corrected_by_what_kernels_take_in_a_program() -> None:
