@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,26 @@ def server_process() -> psutil.Process:
     return found[0]
 
 
+@contextmanager
+def next_child_killed(process: psutil.Process) -> Iterator[None]:
+    """Meanwhile, the first new child is killed."""
+    before = {child.pid for child in children(process)}
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.is_set():
+            for child in children(process):
+                if child.pid not in before:
+                    child.kill()
+                    return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield
+    done.set()
+    killer.join()
+
+
 def test_every_candidate_of_a_workload_is_right_and_timed(server: Server) -> None:
     trials = default_trials(conv())
     assert {t.candidate for t in trials} >= {"conv2d.direct[blocked]", "conv2d.winograd4"}
@@ -97,46 +118,16 @@ def test_a_workload_without_a_reference_fails_alone(server: Server) -> None:
 
 def test_a_reference_whose_child_is_killed_is_computed_again(server: Server) -> None:
     measured(server, default_trials(conv())[:1])
-    process = server_process()
-    killed = threading.Event()
-
-    def kill() -> None:
-        before = {child.pid for child in children(process)}
-        while not killed.is_set():
-            for child in children(process):
-                if child.pid not in before:
-                    child.kill()
-                    killed.set()
-                    return
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    results = measured(server, default_trials(conv(channels=20))[:2])  # a new workload
-    killed.set()
-    killer.join()
+    with next_child_killed(server_process()):
+        results = measured(server, default_trials(conv(channels=20))[:2])  # a new workload
     assert [result.status for result in results] == ["ok", "ok"]
 
 
 def test_a_child_that_is_killed_fails_alone(server: Server) -> None:
     trials = default_trials(conv()) * 3
     measured(server, trials[:1])  # the server and its reference kernel are up
-    process = server_process()
-    killed = threading.Event()
-
-    def kill() -> None:
-        before = {child.pid for child in children(process)}
-        while not killed.is_set():
-            for child in children(process):
-                if child.pid not in before:
-                    child.kill()
-                    killed.set()
-                    return
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    results = measured(server, trials)
-    killed.set()
-    killer.join()
+    with next_child_killed(server_process()):
+        results = measured(server, trials)
     statuses = [result.status for result in results]
     assert statuses.count("crash") == 1, results
     assert statuses.count("ok") == len(trials) - 1
