@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from graphopt.lowering.kernels import scheduled
 from graphopt.tuning.cost_model import CostModel
 from graphopt.tuning.features import features
+from graphopt.tuning.pool import Pool, Proposal
 from graphopt.tuning.tasks import Standing, Task
-from schedules.interface import Candidate, Decisions, Op, Space, TargetTraits
+from schedules.interface import Candidate, Decisions, Op, TargetTraits
 
 POOL = 64
 """Kernels that a task keeps at most."""
@@ -37,50 +37,13 @@ GUESS = 0.35
 Name = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A kernel to be measured: a candidate with decisions, its features, and what is hoped for."""
-
-    task: Task
-    candidate: Candidate
-    features: tuple[float, ...]
-    gain: float = 0.0  # expected seconds
-
-    @property
-    def decisions(self) -> Decisions:
-        """Of the candidate."""
-        return self.candidate.decisions
-
-
-@dataclass
-class _Pool:
-    task: Task
-    open: dict[Decisions, Proposal] = field(default_factory=dict)
-    known: set[Decisions] = field(default_factory=set)  # measured, or in the pool
-    best: list[tuple[float, Decisions]] = field(default_factory=list)
-    exhausted: bool = False
-    kin: list[_Pool] = field(default_factory=list, repr=False)
-    seeds: list[Decisions] = field(default_factory=list)
-
-    def inherited(self) -> dict[str, int] | None:
-        """Decisions that were good elsewhere and that it does not know yet: on another machine, or
-        for its kin."""
-        while self.seeds:
-            seed = self.seeds.pop()
-            if seed not in self.known:
-                return dict(seed)
-        known = (entry for pool in self.kin for entry in pool.best[:3])
-        best = min((e for e in known if e[1] not in self.known), default=None)
-        return None if best is None else dict(best[1])
-
-
 class Search:
     """Proposes kernels and learns what became of them."""
 
     def __init__(self, tasks: Sequence[Task], traits: TargetTraits, seed: int = 0) -> None:
-        self._pools = {task.name: _Pool(task) for task in tasks}
+        self._pools = {task.name: Pool(task) for task in tasks}
         # Workloads that differ in their epilogue only: what is good for one is good for the others.
-        kin: dict[tuple[Op, str], list[_Pool]] = {}
+        kin: dict[tuple[Op, str], list[Pool]] = {}
         for pool in self._pools.values():
             kin.setdefault((pool.task.workload.op, pool.task.candidate.name), []).append(pool)
         for pools in kin.values():
@@ -148,7 +111,7 @@ class Search:
             if len(batch) == count or not any(weights):
                 break
             pool = self._pools[self._random.choices(names, weights)[0]]
-            drawn = self._draw(pool)
+            drawn = pool.draw(self._random)
             if drawn is not None:
                 batch.append(self._proposal(pool.task, drawn))
                 pool.known.add(drawn.decisions)
@@ -224,7 +187,7 @@ class Search:
     def _fill(self, standing: Standing) -> None:
         """Draw kernels for the tasks that matter."""
 
-        def weight(pool: _Pool) -> float:
+        def weight(pool: Pool) -> float:
             worth = standing.worth.get(pool.task.name)
             if worth is None or pool.exhausted:
                 return 0.0
@@ -242,47 +205,16 @@ class Search:
                 self._refill(pool, REFILL)
         self._filled = True
 
-    def _refill(self, pool: _Pool, count: int) -> None:
+    def _refill(self, pool: Pool, count: int) -> None:
         for _ in range(count):
             if len(pool.open) >= POOL:
                 pool.open.pop(next(iter(pool.open)))  # the oldest had its chances
-            drawn = self._draw(pool)
+            drawn = pool.draw(self._random)
             if drawn is None:
                 pool.exhausted = not pool.open
                 return
             pool.open[drawn.decisions] = self._proposal(pool.task, drawn)
             pool.known.add(drawn.decisions)
-
-    def _draw(self, pool: _Pool) -> Candidate | None:
-        """A kernel that is not known yet; None if none was found in a while."""
-        space = pool.task.candidate.space
-        if space is None:
-            return None
-        for attempt in range(60):
-            inherited = pool.inherited() if attempt == 0 else None
-            if inherited is not None:
-                values = inherited
-            elif pool.best and self._random.random() < 0.6:
-                _, parent = self._random.choice(pool.best)
-                values = self._changed(space, dict(parent))
-            else:
-                values = {knob.name: self._random.choice(knob.values) for knob in space.knobs}
-            decisions = tuple((knob.name, values[knob.name]) for knob in space.knobs)
-            if decisions in pool.known:
-                continue
-            made = space.make(values)
-            if made is not None and made.decisions not in pool.known:
-                return made
-        return None
-
-    def _changed(self, space: Space, values: dict[str, int]) -> dict[str, int]:
-        """Decisions near `values`: one or two knobs moved, mostly by a step."""
-        moved = min(len(space.knobs), self._random.choice((1, 1, 2)))
-        for knob in self._random.sample(space.knobs, moved):
-            place = knob.values.index(values[knob.name]) if values[knob.name] in knob.values else 0
-            step = self._random.choice((-3, -2, -1, -1, 1, 1, 2, 3))
-            values[knob.name] = knob.values[max(0, min(len(knob.values) - 1, place + step))]
-        return values
 
     def _proposal(self, task: Task, candidate: Candidate) -> Proposal:
         return Proposal(task, candidate, describe(candidate, self._traits))

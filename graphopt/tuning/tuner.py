@@ -20,8 +20,9 @@ from graphopt.tuning.knowledge import Knowledge
 from graphopt.tuning.measure.client import Result, Server, Trial
 from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.outcome import Outcome, Progress, closing_rows, progress_rows
+from graphopt.tuning.pool import Proposal
 from graphopt.tuning.records import Record
-from graphopt.tuning.search import Proposal, Search
+from graphopt.tuning.search import Search
 from graphopt.tuning.tasks import Standing, standing, tasks_of
 from schedules.space import VERSION as SCHEDULES
 
