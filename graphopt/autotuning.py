@@ -123,6 +123,7 @@ def pose(model: OnnxModel, config: CompileConfig) -> list[Problem]:
     for bound, values in config.specialisations or (((), ()),):
         arrays = constant_arrays(signature, values)
         shapes = {name: shape for name, shape in bound if name not in arrays}
+        signature.bind(shapes | {name: array.shape for name, array in arrays.items()})
         problems += pose_model(model, config, shapes, arrays)
     return problems
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -115,15 +116,13 @@ def _left(progress: Progress, trials: int, limit: float | None) -> str:
 
 def report(outcome: Outcome) -> Table:
     """What became of each workload."""
-    table = Table(title=f"tuned for {outcome.target}")
-    names = ("workload", "uses", "kernel", "before", "after", "gain", "share", "trials", "from")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("workload", "kernel") else "right")
+    table = Table(title=f"tuned for {outcome.target}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("workload and kernel", overflow="fold", ratio=1)
+    for name in ("before", "after", "gain", "share", "trials", "from"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in outcome.rows:
         table.add_row(
-            Text(row.workload),
-            str(row.uses),
-            Text(row.candidate),
+            Text(f"{row.uses} × {row.workload}\n{row.candidate}"),
             seconds(row.before),
             seconds(row.after),
             f"{row.before / max(row.after, 1e-12):.2f}×",

@@ -77,20 +77,37 @@ def tasks_of(problems: Sequence[Problem]) -> list[Task]:
     ]
 
 
-def standing(problems: Sequence[Problem], advisor: Advisor) -> Standing:
-    """Where the model stands with what the advisor knows; its shapes count equally."""
+def standing(
+    problems: Sequence[Problem],
+    advisor: Advisor,
+    fixed: Sequence[Mapping[int, str]] | None = None,
+) -> Standing:
+    """Where the model stands with what the advisor knows; its shapes count equally.
+
+    Args:
+        fixed: for each problem, the candidate's name that each group takes; by default the best.
+    """
     total, measured = 0.0, True
     worth: dict[tuple[str, str], Worth] = {}
     chosen: list[tuple[str, str]] = []
     decisions: dict[tuple[str, str], Decisions] = {}
-    for problem in problems:
+    for place, problem in enumerate(problems):
         offers = {
             index: advisor(problem.group(index).workload, [o.candidate for o in found])
             for index, found in problem.offers.items()
         }
         limit = problem.options.weight_limit
         assignment = Assignment(problem.dataflow, problem.entries, offers, problem.traits, limit)
-        picks = assignment.picks()
+        picks = (
+            assignment.picks()
+            if fixed is None
+            else [
+                [offer.candidate.name for offer in assignment.offers[number]].index(
+                    fixed[place][index]
+                )
+                for number, index in enumerate(assignment.groups)
+            ]
+        )
         # What may be gained is judged without the limit on weights, which few models meet.
         free = assignment.seconds(assignment.solve(0.0))
         total += assignment.seconds(picks)

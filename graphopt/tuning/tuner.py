@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import tvm
 
 from graphopt.lowering.lower import Problem
+from graphopt.lowering.prices import Offer
 from graphopt.target import TargetSpec
 from graphopt.tuning.advice import advise
 from graphopt.tuning.codec import trace_key, workload_key
@@ -24,6 +25,7 @@ from graphopt.tuning.pool import Proposal
 from graphopt.tuning.records import Record
 from graphopt.tuning.search import Search
 from graphopt.tuning.tasks import Standing, standing, tasks_of
+from schedules.interface import Candidate, Workload
 from schedules.space import VERSION as SCHEDULES
 
 BATCH = 16
@@ -87,6 +89,10 @@ class Tuner:
         self._uncertainty = FIRST_UNCERTAINTY
         self._started = time.monotonic()
         self._first = self._standing()
+        self._at_first = [
+            {index: offer.candidate.name for index, offer in self._taken(problem).items()}
+            for problem in problems
+        ]
         for name, record in self._known.advice().others.items():
             self._search.seed(name, record.decisions)
         for record in self._known.own():
@@ -285,5 +291,15 @@ class Tuner:
             for record in self._known.own()
             if taken.get((record.workload_key, record.candidate)) == record.decisions
         ]
-        earlier = advise(records, self._known.key)
-        return standing(self._problems, replace(earlier, second=self._known.advice().second))
+        now = self._known.advice()
+        earlier = replace(advise(records, self._known.key), second=now.second, context=now.context)
+
+        def advisor(workload: Workload, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
+            """Whatever was taken then with its time then, and the others as they are known now."""
+            key = workload_key(workload)
+            pairs = zip(now(workload, candidates), earlier(workload, candidates), strict=True)
+            return tuple(
+                then if (key, then.candidate.name) in taken else new for new, then in pairs
+            )
+
+        return standing(self._problems, advisor, self._at_first)

@@ -72,6 +72,13 @@ def test_the_compile_cache_knows_the_records(tiny_cnn: onnx.ModelProto, log: Pat
     assert origins[0] == origins[2] != origins[1] == origins[3]
 
 
+def test_before_and_after_are_priced_alike(tiny_cnn: onnx.ModelProto, tmp_path: Path) -> None:
+    outcome = tuned(tiny_cnn, tmp_path, 24)
+    assert outcome.after <= outcome.before * 1.0001
+    again = graphopt.tune(tiny_cnn, threads=1, log=tmp_path, trials=1)
+    assert again.before == pytest.approx(outcome.after, rel=0.05)
+
+
 def test_a_further_run_explores_further(
     tiny_cnn: onnx.ModelProto, log: Path, tmp_path: Path
 ) -> None:
@@ -157,7 +164,7 @@ def test_the_command_reports_and_draws(
 
 
 def test_shapes_that_are_left_open(dynamic_mlp: onnx.ModelProto, tmp_path: Path) -> None:
-    with pytest.raises(graphopt.ModelError, match="shapes of these inputs are not known"):
+    with pytest.raises(graphopt.OptionError, match="unbound dimensions"):
         graphopt.tune(dynamic_mlp, log=tmp_path, trials=1)
 
 
