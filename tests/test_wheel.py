@@ -14,6 +14,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+import graphopt
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "graphopt", "schedules", "tuning_logs")
 
@@ -28,6 +30,7 @@ model.save("m.gopt")
 loaded = graphopt.load("m.gopt").run({"x": x})["y"]
 print(json.dumps({
     "files": [graphopt.__file__, schedules.__file__], "equal": bool((y == loaded).all()),
+    "origins": model.report.origins(),
 }))
 """
 
@@ -39,8 +42,9 @@ def call(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: building leaves files beside the sources."""
+def wheel(tmp_path_factory: pytest.TempPathFactory, tiny_cnn: onnx.ModelProto) -> Path:
+    """The wheel, built from a copy, with records of a model in it: building leaves files beside the
+    sources."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -50,6 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
         elif (ROOT / name).is_file():
             shutil.copy(ROOT / name, source / name)
+    graphopt.tune(tiny_cnn, threads=1, trials=4, log=source / "tuning_logs", fresh=True)
     words = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)
     done = call(*words, source, folder=folder)
     if "No matching distribution" in done.stderr:
@@ -84,6 +89,7 @@ def test_an_installed_wheel_compiles(
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["equal"]
+    assert result["origins"]["tuned"] >= 1
     assert all(Path(file).is_relative_to(packages) for file in result["files"])
     done = call(place / "bin" / "graphopt", "verify", "model.onnx", folder=tmp_path)
     assert (done.returncode, "all outputs agree" in done.stdout) == (0, True), done.stderr
