@@ -10,6 +10,8 @@ from graphopt.tuning.advice import Advice, advise
 from graphopt.tuning.cost_model import CostModel, train
 from graphopt.tuning.records import Record
 
+RETRAINED = 1.04
+"""The model is trained again when there are so many times the records."""
 _JUDGED = 40
 """With fewer records, the model's error is not known."""
 
@@ -20,6 +22,8 @@ class Knowledge:
     def __init__(self, key: str, records: Sequence[Record]) -> None:
         self.key = key
         self._earlier, self._mine = list(records), list[Record]()
+        self._model: CostModel | None = None
+        self._taught = 0  # records
         self._before = {(r.workload_key, r.trace_key) for r in records if r.target == key}
 
     def add(self, record: Record) -> None:
@@ -40,8 +44,12 @@ class Knowledge:
         return advise((*self._earlier, *self._mine), self.key)
 
     def model(self, threads: int) -> CostModel | None:
-        """A cost model of all records; None where there are too few."""
-        return train(self._alone(), threads)
+        """A cost model of all records, but for some of the newest where there are many; None where
+        there are too few."""
+        records = self._alone()
+        if self._model is None or len(records) > RETRAINED * self._taught:
+            self._model, self._taught = train(records, threads), len(records)
+        return self._model
 
     def uncertainty(self, threads: int) -> float | None:
         """The model's error on kernels it has not seen, as log2 of a time: three quarters of the
