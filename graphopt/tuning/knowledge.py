@@ -12,8 +12,6 @@ from graphopt.tuning.records import Record
 
 RETRAINED = 1.04
 """The model is trained again when there are so many times the records."""
-_EXPERIENCE = 100
-"""So many records of earlier runs make a cost model that knows good candidates from bad ones."""
 _JUDGED = 40
 """With fewer records, the model's error is not known."""
 
@@ -31,12 +29,6 @@ class Knowledge:
     def add(self, record: Record) -> None:
         """A record of this run."""
         self._mine.append(record)
-
-    @property
-    def experienced(self) -> bool:
-        """Whether earlier runs have measured enough to learn from."""
-        alone = [record for record in self._earlier if record.features and not record.final]
-        return len(alone) >= _EXPERIENCE
 
     def own(self) -> list[Record]:
         """All records of this target."""

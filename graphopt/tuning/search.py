@@ -73,21 +73,15 @@ class Search:
             pool.best = sorted([*pool.best, (ratio, decisions)])[:8]
 
     def propose(
-        self,
-        count: int,
-        standing: Standing,
-        model: CostModel | None,
-        uncertainty: float,
-        guided: bool = False,
+        self, count: int, standing: Standing, model: CostModel | None, uncertainty: float
     ) -> list[Proposal]:
         """At most `count` kernels to measure; fewer where there are no more.
 
         Args:
             model: None before there is anything to learn from.
             uncertainty: standard deviation of the model's error, as log2 of a time.
-            guided: the model was taught by other runs, and knows which candidates are worth a try.
         """
-        batch = self._defaults(count, standing, guided)
+        batch = self._defaults(count, standing)
         self._take(batch)
         if len(batch) < count:
             self._fill(standing)
@@ -105,7 +99,7 @@ class Search:
 
     def propose_randomly(self, count: int, standing: Standing) -> list[Proposal]:
         """Kernels drawn at random, from tasks by their share of the model's time: a yardstick."""
-        batch = self._defaults(count, standing, False)
+        batch = self._defaults(count, standing)
         self._take(batch)
         names = list(self._pools)
         weights = [
@@ -125,19 +119,15 @@ class Search:
 
     # --- the parts of a batch ------------------------------------------------------------------
 
-    def _defaults(self, count: int, standing: Standing, guided: bool) -> list[Proposal]:
-        """Candidates of which nothing was measured, with their default decisions.
-
-        Where the search is guided, only those that the program uses, to measure the others by.
-        """
+    def _defaults(self, count: int, standing: Standing) -> list[Proposal]:
+        """Candidates of which nothing was measured, with their default decisions."""
         found = []
         for name, pool in self._pools.items():
             worth = standing.worth.get(name)
             default = pool.task.candidate
             if worth is None or pool.best or default.decisions in pool.known:
                 continue
-            near = not guided and worth.seconds <= HOPELESS * worth.break_even
-            if worth.chosen or near:
+            if worth.chosen or worth.seconds <= HOPELESS * worth.break_even:
                 gain = pool.task.uses * worth.break_even * (2.0 if worth.chosen else 1.0)
                 found.append(Proposal(pool.task, default, (), gain))
         found.sort(key=lambda proposal: -proposal.gain)
@@ -210,7 +200,6 @@ class Search:
             if share < 1e-3:
                 break
             if not self._filled:
-                self._add(pool, pool.task.candidate)
                 self._refill(pool, FIRST)
             elif place < REFILLED:
                 self._refill(pool, REFILL)
@@ -224,13 +213,8 @@ class Search:
             if drawn is None:
                 pool.exhausted = not pool.open
                 return
-            self._add(pool, drawn)
-
-    def _add(self, pool: Pool, kernel: Candidate) -> None:
-        """Have a pool hold a kernel, unless it is known there."""
-        if kernel.decisions not in pool.known:
-            pool.open[kernel.decisions] = self._proposal(pool.task, kernel)
-            pool.known.add(kernel.decisions)
+            pool.open[drawn.decisions] = self._proposal(pool.task, drawn)
+            pool.known.add(drawn.decisions)
 
     def _proposal(self, task: Task, candidate: Candidate) -> Proposal:
         return Proposal(task, candidate, describe(candidate, self._traits))

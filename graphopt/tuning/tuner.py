@@ -156,8 +156,7 @@ class Tuner:
             if found is not None:
                 self._uncertainty = min(max(found, UNCERTAINTIES[0]), UNCERTAINTIES[1])
         model = self._known.model(self._threads) or self._pretrained
-        guided = self._pretrained is not None or self._known.experienced
-        return self._search.propose(count, now, model, self._uncertainty, guided)
+        return self._search.propose(count, now, model, self._uncertainty)
 
     def _measure(self, server: Server, batch: Sequence[Proposal], now: Standing) -> None:
         best: dict[str, float] = {}

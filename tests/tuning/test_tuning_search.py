@@ -144,20 +144,6 @@ def test_defaults_come_first_but_for_hopeless_ones() -> None:
     assert tasks[3].candidate not in [p.candidate for p in later]  # four times the best
 
 
-def test_a_cost_model_says_which_other_defaults_are_worth_it() -> None:
-    names = ("conv2d.winograd4", "conv2d.direct[blocked]", "conv2d.winograd2", "conv2d.lines")
-    found, tasks, standing = search(names)
-    width = len(features(tasks[0].candidate, scheduled(tasks[0].candidate), TRAITS))
-    taught = [replace(r, features=(*r.features, *[0.0] * width)[:width]) for r in made_up(40)]
-    model = train(taught, 1)
-    batch = found.propose(1, standing, model, 0.3, guided=True)
-    assert [p.candidate for p in batch] == [tasks[0].candidate]  # what the program uses
-    seen = [p for _ in range(40) for p in found.propose(8, standing, model, 0.3, guided=True)]
-    kernels = [(p.task.name, p.decisions) for p in (*batch, *seen)]
-    assert len(kernels) == len(set(kernels))
-    assert (tasks[1].name, tasks[1].candidate.decisions) in kernels
-
-
 def test_no_kernel_is_proposed_twice() -> None:
     found, tasks, standing = search(("conv2d.direct[blocked]",))
     seen = set()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.codegen.remote import Footprint
-from graphopt.tuning.measure.child import Child, Job, Wait, failure, ready
+from graphopt.tuning.measure.child import Child, Job, Wait, ready
 from graphopt.tuning.measure.device import (
     Device,
     LostError,
@@ -131,8 +131,7 @@ class There:
         child = self._child(job, self._limits.device_seconds)
         report = child.report()
         child.end()
-        if report["status"] != "ok":
-            raise AbsentError(report["reason"])
+        self._require_present(report, False)
         return int(report["servers"])
 
     def _child(self, job: Job, seconds: float) -> Child:
@@ -174,8 +173,6 @@ class There:
             if isinstance(error, OverdueError):
                 return {"status": "timeout", "reason": str(error)}
             return {"status": "lost", "reason": str(error)}
-        except Exception as error:  # whatever a server reports, as TVM raises it
-            return failure(error)
 
 
 def _take_turns(device: Device, message: dict[str, Any]) -> list[list[list[float]]]:
@@ -185,8 +182,10 @@ def _take_turns(device: Device, message: dict[str, Any]) -> list[list[list[float
     def piece(span: list[int]) -> Array:
         return np.asarray(data[span[0] : span[1]])
 
-    inputs = device.upload(piece(message["inputs"]))
-    weights = device.upload(piece(message["weights"]))
+    inputs, weights = (
+        device.upload(piece(message["inputs"])),
+        device.upload(piece(message["weights"])),
+    )
     programs = [
         device.load(
             piece(each["library"]).tobytes(), Footprint(**each["footprint"]), inputs, weights
