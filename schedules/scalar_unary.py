@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from tvm import tirx
 
+from schedules import scalar_gates as gates
 from schedules import scalar_math as fast
 from schedules.interface import Attr, PrimExpr
 from schedules.scalar_math import dtype_of, is_nan, let
@@ -61,11 +62,11 @@ def _sigmoid(x: PrimExpr) -> PrimExpr:
     return like(1, x) / (like(1, x) + _exp(like(0, x) - x))
 
 
-def _gelu(x: PrimExpr) -> PrimExpr:
+def _gelu_double(x: PrimExpr) -> PrimExpr:
     return (like(0.5, x) * x) * (like(1, x) + _erf(x * like(math.sqrt(0.5), x)))
 
 
-def _gelu_tanh(x: PrimExpr) -> PrimExpr:
+def _gelu_tanh_double(x: PrimExpr) -> PrimExpr:
     inner = like(math.sqrt(2 / math.pi), x) * (x + like(0.044715, x) * x * x * x)
     return (like(0.5, x) * x) * (like(1, x) + _tanh(inner))
 
@@ -88,8 +89,8 @@ UNARY: Mapping[str, Callable[[PrimExpr], PrimExpr]] = {
     "relu": lambda x: tirx.max(like(0, x), x),  # in this order NaN stays NaN
     "hard_swish": lambda x: x * _between(x * like(1 / 6, x) + like(0.5, x), 0.0, 1.0),
     "silu": lambda x: x / (like(1, x) + _exp(like(0, x) - x)),
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
+    "gelu": by_width(gates.gelu, _gelu_double),
+    "gelu_tanh": by_width(gates.gelu_tanh, _gelu_tanh_double),
     "softplus": by_width(fast.softplus, _softplus_double),
     "softsign": lambda x: x / (like(1, x) + tirx.abs(x)),
     "mish": by_width(fast.mish, _mish_double),

@@ -139,6 +139,34 @@ def test_activations(
     np.testing.assert_allclose(y, exact, rtol=limit, atol=limit, equal_nan=True)
 
 
+GATES = {
+    "gelu": lambda x: x * scipy.special.ndtr(x),
+    "gelu_tanh": lambda x: x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("traits", ALL_TRAITS, ids=lambda t: str(t.lanes))
+@pytest.mark.parametrize("op", GATES)
+def test_gates_over_the_whole_range(op: str, traits: TargetTraits) -> None:
+    """Error below 1e-6, 4e-7 of results whose size is below 1; exact where they saturate."""
+    x = np.concatenate([whole_range(), np.linspace(-12, 12, 200_001, dtype=F32)])
+    x = x[np.isfinite(x)]
+    y = apply(op, [x], traits=traits)
+    with np.errstate(all="ignore"):
+        exact = GATES[op](x.astype(np.float64))
+    error = np.abs(y - exact)
+    inside = np.abs(x) < 12
+    assert error[inside].max() < 1e-6
+    # Below the reach of the polynomial, results are tiny beside x: only x's own size counts.
+    near = np.abs(x) < 1
+    assert np.all(error[near] <= 4e-7 * np.abs(x[near]) + 2.0**-148)
+    np.testing.assert_array_equal(y[x > 12], x[x > 12])
+    assert not y[x < -12].any()
+    special = apply(op, [np.array([np.nan, np.inf, -np.inf], F32)], traits=traits)
+    assert np.isnan(special[[0, 2]]).all()
+    assert special[1] == np.inf
+
+
 def test_rounding() -> None:
     x = np.append(whole_range(), np.arange(-8.5, 9, 0.5, dtype=F32)).astype(F32)
     with warnings.catch_warnings():
