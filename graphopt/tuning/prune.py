@@ -20,7 +20,7 @@ from graphopt.artifact.atomic import replacing
 from graphopt.errors import OptionError
 from graphopt.tuning.archive import STAGE, reading, require
 from graphopt.tuning.database import Line, files, lines, locked, targets
-from graphopt.tuning.records import Record, trusted
+from graphopt.tuning.records import Record, averaged, trusted
 
 BEST = 8
 """Kernels to keep of each candidate of a workload."""
@@ -131,7 +131,10 @@ def choose(records: Sequence[Record], keep: int, failures: bool, only: Versions 
     wanted = set()
     for group in kernels.values():
         working = [sorted(trusted(same), key=_rank) for same in group.values()]
-        best = sorted((same for same in working if same), key=lambda same: _rank(same[0]))
+        best = sorted(
+            (same for same in working if same),
+            key=lambda same: min(record.rank for record in averaged(same)),
+        )
         for same in best[:keep]:
             finals = list(dict.fromkeys(record for record in same if record.final))
             wanted |= {id(record) for record in finals or same[:1]}

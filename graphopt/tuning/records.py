@@ -103,18 +103,19 @@ def trusted(records: Iterable[Record]) -> list[Record]:
 
 def averaged(records: Iterable[Record]) -> list[Record]:
     """These records, with those of one kernel inside a program made one of their mean: to go by the
-    least of several noisy times would be to go by luck."""
+    least of several noisy times would be to go by luck. Equal ones, as of a log that was imported
+    twice, count once."""
     alone: list[Record] = []
-    finals: dict[tuple[str, str, str], list[Record]] = {}
+    finals: dict[tuple[str, str, str], dict[Record, None]] = {}
     for record in records:
         if record.final and record.ok:
             key = (record.target, record.workload_key, record.trace_key)
-            finals.setdefault(key, []).append(record)
+            finals.setdefault(key, {})[record] = None
         else:
             alone.append(record)
     return alone + [
         replace(
-            same[-1],
+            next(iter(same)),
             ratio=fmean(record.ratio for record in same),
             seconds=fmean(record.seconds for record in same),
         )
