@@ -115,14 +115,19 @@ def _do(job: Job, reports: int, orders: int) -> NoReturn:
 
     try:
         job(reports, wait)
-    except MemoryError:
-        send(reports, {"status": "memory", "reason": "it ran out of memory"})
     except Exception as error:
-        text = last_line(error)[:300]
-        status = "memory" if "bad_alloc" in text else "error"
-        send(reports, {"status": status, "reason": f"{type(error).__name__}: {text}"})
+        send(reports, failure(error))
     finally:
         os._exit(0)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The report of what raised `error`."""
+    text = last_line(error)[:300]
+    if isinstance(error, MemoryError):
+        return {"status": "memory", "reason": "it ran out of memory"}
+    status = "memory" if "bad_alloc" in text else "error"
+    return {"status": status, "reason": f"{type(error).__name__}: {text}"}
 
 
 def die_with_parent(parent: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.codegen.remote import Footprint
-from graphopt.tuning.measure.child import Child, Job, Wait, ready
+from graphopt.tuning.measure.child import Child, Job, Wait, failure, ready
 from graphopt.tuning.measure.device import (
     Device,
     LostError,
@@ -131,7 +131,8 @@ class There:
         child = self._child(job, self._limits.device_seconds)
         report = child.report()
         child.end()
-        self._require_present(report, False)
+        if report["status"] != "ok":
+            raise AbsentError(report["reason"])
         return int(report["servers"])
 
     def _child(self, job: Job, seconds: float) -> Child:
@@ -173,6 +174,8 @@ class There:
             if isinstance(error, OverdueError):
                 return {"status": "timeout", "reason": str(error)}
             return {"status": "lost", "reason": str(error)}
+        except Exception as error:  # whatever a server reports, as TVM raises it
+            return failure(error)
 
 
 def _take_turns(device: Device, message: dict[str, Any]) -> list[list[list[float]]]:
