@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,11 +26,9 @@ from graphopt.samples import random_inputs
 from graphopt.tuning.finals import Profiler, Times, Variant
 from graphopt.tuning.measure.client import Server
 from graphopt.tuning.measure.fleet import Fleet
+from graphopt.tuning.measure.timing import take_turns
 
 Array = np.ndarray[Any, Any]
-
-ROUNDS = 7
-TURN_SECONDS = 0.1
 
 
 def profiler(config: CompileConfig, fleet: Fleet | None) -> Profiler:
@@ -54,18 +53,15 @@ def _here(
     weights = pool.block()
     sessions = [Session(emitted.plan, module, weights) for emitted, module in compiled]
     inputs = _inputs(sessions[0].plan)
-    once = sessions[0].profile(inputs, 1).total_seconds
-    repeats = max(3, min(500, round(TURN_SECONDS / once)))
-    times: list[list[Sequence[float]]] = [[] for _ in sessions]
-    for turn in range(ROUNDS):
-        order = range(len(sessions)) if turn % 2 == 0 else reversed(range(len(sessions)))
-        for number in order:
-            profile = sessions[number].profile(inputs, repeats)
-            times[number].append([row.seconds for row in profile.rows])
+    times = take_turns([partial(_seconds, session, inputs) for session in sessions])
     for session in sessions:
         session.close()
     found = [_by_group(each, turns) for (each, _), turns in zip(compiled, times, strict=True)]
     return found, 0.5 * (before + server.reference_seconds())
+
+
+def _seconds(session: Session, inputs: Mapping[str, Array], repeats: int) -> list[float]:
+    return [row.seconds for row in session.profile(inputs, repeats).rows]
 
 
 def _there(
@@ -85,9 +81,7 @@ def _there(
             {"library": span, "footprint": asdict(Footprint.of(each.plan))}
             for span, each in zip(libraries, emitted, strict=True)
         ]
-        times, reference = server.profile(
-            path, programs, inputs=inputs, weights=weights, turns=ROUNDS, seconds=TURN_SECONDS
-        )
+        times, reference = server.profile(path, programs, inputs=inputs, weights=weights)
     return [_by_group(each, turns) for each, turns in zip(emitted, times, strict=True)], reference
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,12 +23,15 @@ from tuning_run import TARGET, conv
 from tvm import rpc, tirx
 
 import graphopt
+from graphopt.codegen.remote import Footprint
 from graphopt.tuning.database import read
 from graphopt.tuning.measure.client import MAX_UNFIT, Losses, Result, Server, Trial
-from graphopt.tuning.measure.device import LostError, OverdueError, load_single
+from graphopt.tuning.measure.device import Device, LostError, OverdueError, Remote, load_single
 from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.measure.machine import Machine
+from graphopt.tuning.measure.protocol import Limits, receive
 from graphopt.tuning.measure.reference import offers
+from graphopt.tuning.measure.there import There
 from graphopt.tuning.outcome import Progress
 
 THREADS = 2
@@ -153,6 +158,21 @@ def test_a_crash_costs_the_session_and_not_the_server(machines: Machines) -> Non
     assert load_single(machines.fleet.open(60.0), single, machine.library(single)).seconds(1) > 0
 
 
+def test_what_goes_wrong_in_a_session_is_reported_after_it_is_closed(lasting: Machines) -> None:
+    def run(device: Device, yardstick: Remote) -> dict[str, Any]:
+        device.load(b"no library", Footprint.of(yardstick.single.plan), None, None)
+        raise AssertionError
+
+    there = There(Machine(TARGET, THREADS), Limits(), lasting.fleet)
+    reports, into = os.pipe()
+    report = there._outcome(into, run, 60.0)
+    assert receive(reports) == {"status": "started"}
+    assert report["status"] == "error"
+    assert "Failed to load dynamic shared library" in report["reason"]
+    assert lasting.fleet.servers() == 2
+    assert measured(lasting.fleet, default_trials()[:2])[1].status == "ok"
+
+
 def test_a_session_that_takes_too_long_is_ended(lasting: Machines) -> None:
     machine = Machine(TARGET, THREADS)
     single = machine.yardstick()
@@ -191,6 +211,7 @@ from tuning_run import TARGET
 from graphopt.tuning.measure.device import load_single
 from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.measure.machine import Machine
+from graphopt.tuning.measure.protocol import Limits, receive
 
 machine = Machine(TARGET, 2)
 single = machine.yardstick()

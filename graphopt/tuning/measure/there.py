@@ -19,7 +19,6 @@ from graphopt.tuning.measure.device import (
     Device,
     LostError,
     OverdueError,
-    Program,
     Remote,
     load_single,
 )
@@ -27,7 +26,7 @@ from graphopt.tuning.measure.fleet import AbsentError, Fleet
 from graphopt.tuning.measure.machine import YARDSTICK_RUNS, Machine, Task
 from graphopt.tuning.measure.program import Array
 from graphopt.tuning.measure.protocol import Limits, send
-from graphopt.tuning.measure.timing import timed
+from graphopt.tuning.measure.timing import take_turns, timed
 
 GRACE = 10.0
 """Seconds that a session may take to end by itself before its child is killed."""
@@ -94,7 +93,7 @@ class There:
 
         Args:
             message: data: a file, of which [begin, end] are programs' library, inputs and weights;
-                footprint of each program; turns; seconds of a turn.
+                footprint of each program.
 
         Raises:
             AbsentError: there is no server.
@@ -105,7 +104,7 @@ class There:
 
         def run(device: Device, yardstick: Remote) -> dict[str, Any]:
             before = yardstick.seconds(YARDSTICK_RUNS)
-            times = _take_turns(device, message)
+            times = _seconds(device, message)
             after = yardstick.seconds(YARDSTICK_RUNS)
             return {"status": "ok", "times": times, "reference": 0.5 * (before + after)}
 
@@ -178,35 +177,19 @@ class There:
             return failure(error)
 
 
-def _take_turns(device: Device, message: dict[str, Any]) -> list[list[list[float]]]:
+def _seconds(device: Device, message: dict[str, Any]) -> list[list[list[float]]]:
     """Seconds of each call, in each turn, of each program."""
     data = np.memmap(message["data"], np.uint8, "r")
 
     def piece(span: list[int]) -> Array:
         return np.asarray(data[span[0] : span[1]])
 
-    inputs, weights = (
-        device.upload(piece(message["inputs"])),
-        device.upload(piece(message["weights"])),
-    )
+    inputs = device.upload(piece(message["inputs"]))
+    weights = device.upload(piece(message["weights"]))
     programs = [
         device.load(
             piece(each["library"]).tobytes(), Footprint(**each["footprint"]), inputs, weights
         )
         for each in message["programs"]
     ]
-    once = float(programs[0].nanoseconds(2)[1].sum()) / 1e9
-    repeats = max(3, min(500, round(message["seconds"] / once)))
-    times: list[list[list[float]]] = [[] for _ in programs]
-    for turn in range(message["turns"]):
-        order = range(len(programs)) if turn % 2 == 0 else reversed(range(len(programs)))
-        for number in order:
-            times[number].append(_mean_of_the_faster_half(programs[number], repeats))
-    return times
-
-
-def _mean_of_the_faster_half(program: Program, repeats: int) -> list[float]:
-    runs = program.nanoseconds(repeats + 1)[1:]
-    order = np.argsort(runs.sum(axis=1), kind="stable")
-    kept = runs[order[: (len(order) + 1) // 2]]
-    return [float(value) for value in kept.mean(axis=0) / 1e9]
+    return take_turns([program.seconds for program in programs])

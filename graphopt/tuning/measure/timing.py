@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from schedules.interface import Candidate, TargetTraits, Workload
 TIMED_SECONDS = 0.04
 """Time that a kernel runs for its measurement, unless that would be more than MOST_RUNS."""
 FEWEST_RUNS, MOST_RUNS = 4, 200
+TURNS, TURN_SECONDS = 7, 0.1
+"""Of each program in the finals."""
 HOPELESS = 3.0
 """A kernel so many times slower than the best of its workload is timed no further."""
 
@@ -50,6 +53,22 @@ def timed(program: Measured, expected: Array, best: float) -> dict[str, Any]:
         repeats = int(TIMED_SECONDS / (seconds * program.copies))
         seconds = program.seconds(max(FEWEST_RUNS, min(MOST_RUNS, repeats)))
     return {"status": "ok", "seconds": seconds, "error": error}
+
+
+def take_turns(programs: Sequence[Callable[[int], list[float]]]) -> list[list[list[float]]]:
+    """Seconds of each call, in each turn, of each program.
+
+    Args:
+        programs: run so many times, a program says what each of its calls takes.
+    """
+    once = sum(programs[0](1))
+    repeats = max(3, min(500, round(TURN_SECONDS / once)))
+    times: list[list[list[float]]] = [[] for _ in programs]
+    for turn in range(TURNS):
+        order = range(len(programs)) if turn % 2 == 0 else reversed(range(len(programs)))
+        for number in order:
+            times[number].append(programs[number](repeats))
+    return times
 
 
 def relative_error(found: Array, expected: Array) -> float:
