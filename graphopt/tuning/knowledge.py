@@ -39,6 +39,15 @@ class Knowledge:
         found = {(r.workload_key, r.trace_key): r for r in self._mine if not r.final}
         return [record for key, record in found.items() if key not in self._before]
 
+    def fastest(self) -> dict[str, float]:
+        """The least ratio of each workload, by its key, of kernels that were measured alone."""
+        found: dict[str, float] = {}
+        for record in self.own():
+            if record.ok and not record.final:
+                key = record.workload_key
+                found[key] = min(found.get(key, record.ratio), record.ratio)
+        return found
+
     def advice(self) -> Advice:
         """The best kernels now."""
         return advise((*self._earlier, *self._mine), self.key)

@@ -25,6 +25,7 @@ from graphopt.tuning.pool import Proposal
 from graphopt.tuning.records import Record
 from graphopt.tuning.search import Search
 from graphopt.tuning.tasks import Standing, standing, tasks_of
+from graphopt.tuning.trials import measure
 from schedules.interface import Candidate, Workload
 from schedules.space import VERSION as SCHEDULES
 
@@ -169,8 +170,11 @@ class Tuner:
             )
             for p in batch
         ]
-        for index, result in server.measure(trials):
+
+        def keep(index: int, result: Result) -> None:
             self._tell(self._keep(batch[index], result))
+
+        measure(server, trials, self._known.fastest(), keep)
 
     def _keep(self, proposal: Proposal, result: Result, final: bool = False) -> Record:
         """Write what came of a kernel to the log."""
