@@ -45,10 +45,12 @@ fuzz: setup
 setup: $(READY)
 
 # The stamp is written last, so that an interrupted set-up starts again.
-$(READY): pyproject.toml tests/requirements-models.txt | $(BIN)/python
+$(READY): pyproject.toml tests/requirements-models.txt benchmarks/requirements-peers.txt \
+	    | $(BIN)/python
 	@echo "Installing graphopt and what its tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	@$(BIN)/python -m pip install --quiet --no-deps --requirement tests/requirements-models.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement tests/requirements-models.txt \
+	    --requirement benchmarks/requirements-peers.txt
 	@touch $@
 
 # Debian keeps ensurepip in a package of its own, without which venv makes half an environment.

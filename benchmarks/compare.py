@@ -71,6 +71,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="shape of an input of the given paths",
     )
     parser.add_argument("--vs", default="onnxruntime,openvino", help="peers (default: %(default)s)")
+    parser.add_argument(
+        "--beside", default="", help="engines that are measured too, but may fail: ncnn,mnn"
+    )
     parser.add_argument("--subject", default="graphopt", help="the engine that is judged")
     parser.add_argument("--threads", type=int, default=None, help="default: physical cores")
     parser.add_argument("--rounds", type=int, default=10, help="turns per engine (default: 10)")
@@ -104,6 +107,7 @@ def main() -> int:
     arguments = parse_arguments()
     console = Console(width=None if sys.stdout.isatty() else 160)
     peers = tuple(name for name in arguments.vs.split(",") if name)
+    beside = tuple(name for name in arguments.beside.split(",") if name)
     tuning_log = () if arguments.no_records else arguments.tuning_log
     threads = arguments.threads or physical_cores()
     rows: list[Row] = []
@@ -114,6 +118,7 @@ def main() -> int:
                     row = bench(
                         case.path,
                         vs=peers,
+                        beside=beside,
                         shapes=case.shapes,
                         inputs=case.inputs,
                         limits=case.limits,
@@ -135,6 +140,9 @@ def main() -> int:
     for row in rows:
         for failure in row.failures:
             console.print(f"[red]{row.model}: {failure}", highlight=False)
+        for engine in row.beside:
+            if engine.failure is not None:
+                console.print(f"{row.model}: {engine.name}: {engine.failure}", highlight=False)
     good = [row for row in rows if row.ok]
     for peer, mean in summarise(rows).items():
         console.print(f"geometric mean ÷ {peer}: {mean:.2f} ({len(good)} of {len(rows)} models)")

@@ -80,8 +80,9 @@ def compile(  # noqa: A001 (the public contract's name)
         threads: workers that share one run; None for the physical cores.
         tuning_log: a folder of records that tune() wrote, or several, which are looked into before
             the shipped records; None for these alone, () for none at all.
-        numerics: "default", or "strict": nothing that spreads non-finite values or reassociates
-            across a tile.
+        numerics: "default"; "strict": nothing that spreads non-finite values or reassociates
+            across a tile; "relaxed": also Winograd's F(6×6), whose rounding error is some times
+            larger than the default's, so that deep networks may exceed the tolerance.
         quantization, calibration: not available in this version.
         dump_ir: directory for the IR after each pass that changed it.
         max_weight_growth: packed weights may take this many times the model's weights.

@@ -25,6 +25,7 @@ from graphopt.lowering.weights import WeightPool
 from graphopt.passes.base import PassReport, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
 from graphopt.report import KernelRow, PassRow, Report
+from schedules.interface import Numerics
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def pose_model(
 
 
 def _options(config: CompileConfig) -> LoweringOptions:
-    return LoweringOptions(config.numerics == "strict", config.max_weight_growth)
+    return LoweringOptions(Numerics[config.numerics.upper()], config.max_weight_growth)
 
 
 class _Stages:

@@ -36,7 +36,7 @@ Constants: TypeAlias = tuple[Constant, ...]
 """The values of one specialisation, sorted by name."""
 ConstantsOption: TypeAlias = "Mapping[str, Any] | Iterable[Mapping[str, Any]] | None"
 
-NUMERICS = ("default", "strict")
+NUMERICS = ("default", "strict", "relaxed")
 MAX_THREADS = 1024
 MAX_DIM = 2**31 - 1
 
@@ -53,7 +53,8 @@ class CompileConfig:
         constants: values of inputs that act as shapes, axes, counts or modes; the k-th with the
             k-th of `shapes`, one alone with all of them.
         tuning_log: logs to look into before the shipped records; None for these alone, () for none.
-        numerics: "default", or "strict": no Winograd, nothing that spreads non-finite values.
+        numerics: "default"; "strict": no Winograd, nothing that spreads non-finite values;
+            "relaxed": also Winograd's F(6×6), whose rounding error is some times larger.
         dump_ir: directory for the IR after each pass that changed it.
         max_weight_growth: packed weights may take this many times the model's weights.
         cache: whether compiled programs are kept on disk and looked up there.

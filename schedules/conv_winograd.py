@@ -1,4 +1,4 @@
-"""Winograd convolution F(4×4, 3×3) and F(2×2, 3×3), fused per block of tiles.
+"""Winograd convolution F(6×6, 3×3), F(4×4, 3×3) and F(2×2, 3×3), fused per block of tiles.
 
 One task takes a block of output tiles and a group of filters: it transforms the input patches of
 its tiles into scratch that stays in L2, multiplies them by the transformed weights, (m+2)² small
@@ -37,6 +37,7 @@ from schedules.interface import (
     Cost,
     Knob,
     Layout,
+    Numerics,
     PrimExpr,
     PrimFunc,
     TargetTraits,
@@ -345,7 +346,7 @@ def emit(workload: Workload, conv: Conv, traits: TargetTraits, cut: WinogradPlan
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """F(4×4) and F(2×2) for 3×3 convolutions with stride 1, dilation 1 and one group."""
+    """F(6×6), F(4×4) and F(2×2) for 3×3 convolutions with stride 1, dilation 1 and one group."""
     conv = parse(workload)
     if (
         conv is None
@@ -362,7 +363,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
             decisions(plan(conv, m, traits)),
             partial(_decided, workload, conv, m, traits),
         )
-        for m in (4, 2)
+        for m in (6, 4, 2)
         if min(conv.out_height, conv.out_width) >= m
     )
 
@@ -410,7 +411,7 @@ def _decided(
     products = 2.0 * conv.batch * high * wide * size * conv.channels * conv.filters
     weights = 4.0 * size * conv.channels * conv.filters
     # Fitted: the transforms take as long as the products of so many more channels and filters.
-    reach, more = {2: (0.88, 7), 4: (0.8, 12)}[m]
+    reach, more = {2: (0.88, 7), 4: (0.8, 12), 6: (0.75, 16)}[m]
     fill = conv.filters / (ceil_div(conv.filters, traits.lanes) * traits.lanes)
     share = reach * fill / (1 + more * (1 / conv.channels + 1 / conv.filters))
     moved = sum(sig.nbytes for i, sig in enumerate(workload.inputs) if i != 1) + weights
@@ -423,5 +424,5 @@ def _decided(
         cost=Cost(products, moved + workload.output.nbytes, share),
         compute=lambda: emit(workload, conv, traits, cut),
         schedule=as_written,
-        strict=False,
+        numerics=Numerics.RELAXED if m == 6 else Numerics.DEFAULT,
     )

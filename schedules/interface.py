@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -202,6 +203,19 @@ class Space:
     make: Callable[[Mapping[str, int]], Candidate | None] = field(compare=False, repr=False)
 
 
+class Numerics(IntEnum):
+    """How freely kernels may compute, the most careful setting first.
+
+    STRICT: non-finite inputs spread no further than IEEE arithmetic takes them. DEFAULT: they may
+    spread within a tile (Winograd's transforms), and the error of a kernel stays within what the
+    whole of a network has room for. RELAXED: its error is several times that.
+    """
+
+    STRICT = 0
+    DEFAULT = 1
+    RELAXED = 2
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to compute a workload: everything that neighbours can see, and how to schedule it.
@@ -214,8 +228,7 @@ class Candidate:
         order of workload.inputs, then workload.outputs; their shapes are physical.
     schedule: applied to a Schedule whose "main" is that function. `parallel` may mark only loops
         that are outermost in the function's body; see schedules/README.md.
-    strict: non-finite inputs spread no further than IEEE arithmetic takes them; False for
-        Winograd, whose transforms spread them within a tile.
+    numerics: the most careful setting that allows it.
     decisions: which of the kernels of `space` this is; families offer the one that is good without
         measuring.
     """
@@ -226,7 +239,7 @@ class Candidate:
     cost: Cost
     compute: Callable[[], PrimFunc] = field(compare=False, repr=False)
     schedule: Callable[[Schedule], None] = field(compare=False, repr=False)
-    strict: bool = True
+    numerics: Numerics = Numerics.STRICT
     decisions: Decisions = ()
     space: Space | None = field(default=None, compare=False, repr=False)
 

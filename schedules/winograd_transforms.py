@@ -20,7 +20,11 @@ from schedules.interface import PrimExpr
 from schedules.nest import Stmt
 
 Matrix = tuple[tuple[float, ...], ...]
-POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.75, -0.75, 1.5, -1.5)}
+POINTS = {
+    2: (0.0, 1.0, -1.0),
+    4: (0.0, 0.75, -0.75, 1.5, -1.5),
+    6: (0.0, 0.5, -0.5, 1.0, -1.0, 1.75, -1.75),
+}
 
 
 @dataclass(frozen=True)

@@ -240,17 +240,48 @@ def test_a_dynamic_model_is_measured_at_the_given_shape(tmp_path: Path) -> None:
     assert result.ok, result.failures
 
 
-def test_a_peer_that_cannot_load_fails_the_row(tmp_path: Path) -> None:
-    # An operator that ONNX Runtime runs and OpenVINO does not know.
+def determinant_model(path: Path) -> Path:
+    """An operator that ONNX Runtime runs and its rivals do not know."""
     graph = helper.make_graph(
         [helper.make_node("Det", ["x"], ["y"])],
         "determinant",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
     )
-    path = tmp_path / "det.onnx"
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    return path
+
+
+def test_engines_beside_are_measured(tiny_cnn: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "cnn.onnx"
+    onnx.save(tiny_cnn, path)
+    result = bench(
+        path,
+        subject="onnxruntime",
+        vs=(),
+        beside=("ncnn", "mnn"),
+        threads=1,
+        rounds=2,
+        turn_seconds=0.001,
+    )
+    assert result.ok, result.failures
+    assert [engine.failure for engine in result.beside] == [None, None]
+    assert set(result.ratios_beside) == {"ncnn", "mnn"}
+    assert all(engine.error < 1e-3 for engine in result.beside)
+
+
+def test_engines_beside_may_fail(tmp_path: Path) -> None:
+    path = determinant_model(tmp_path / "det.onnx")
+    beside = ("ncnn", "mnn")
+    result = bench(path, subject="onnxruntime", vs=(), beside=beside, threads=1, rounds=1)
+    assert result.ok, result.failures
+    assert all(engine.failure for engine in result.beside)
+    assert result.ratios_beside == {}
+
+
+def test_a_peer_that_cannot_load_fails_the_row(tmp_path: Path) -> None:
+    path = determinant_model(tmp_path / "det.onnx")
     result = bench(path, subject="onnxruntime", vs=("openvino",), threads=1, rounds=1)
     assert not result.ok
     assert [failure.split(":")[0] for failure in result.failures] == ["openvino"]

@@ -34,6 +34,7 @@ PEER_TOLERANCE = 1e-2  # a peer further off than this computes something else
 _PROBE_ROUNDS = 3
 _MAX_ITERATIONS = 1000
 _PEERS = ("onnxruntime", "openvino")
+_ENGINES = ("graphopt", *_PEERS, "ncnn", "mnn")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _settings(engine: str, dynamic: bool) -> list[dict[str, Any]]:
     """The settings worth trying for an engine, best guess first."""
     if engine == "graphopt":
         return [{}]
+    if engine in ("ncnn", "mnn"):  # OpenMP's threads may spin for a moment between two kernels
+        return [{"spinning": spin, "static": dynamic} for spin in (True, False)]
     # Fixed shapes help a peer's optimiser, but some models (untaken branches) only load without.
     shapes = [{"static": True}, {"static": False}] if dynamic else [{"static": False}]
     if engine == "onnxruntime":
@@ -142,7 +145,8 @@ def _compile(job: _Job, options: CompileOptions) -> tuple[Path, dict[str, Any]]:
 
 
 def _open(stack: ExitStack, job: _Job, engine: str, settings: dict[str, Any]) -> _Contestant:
-    process = stack.enter_context(EngineProcess(engine, job.threads))
+    spinning = engine in ("ncnn", "mnn") and settings["spinning"]
+    process = stack.enter_context(EngineProcess(engine, job.threads, spinning))
     reply = job.open(process, engine, settings)
     result = {
         "name": engine,
@@ -236,6 +240,7 @@ def bench(
     model: str | Path,
     *,
     vs: Sequence[str] = _PEERS,
+    beside: Sequence[str] = (),
     shapes: Shapes | None = None,
     constants: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Array] | None = None,
@@ -251,6 +256,7 @@ def bench(
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Row:
     """Compare `subject` with the peers `vs` on the ONNX file `model`; failures end up in the row.
+    Engines `beside` are measured as well, but the row does not fail with them.
 
     Every engine runs in a process of its own with `threads` threads. After loading, they take
     turns of about `turn_seconds`, `rounds` times, in alternating order; each turn begins when no
@@ -263,9 +269,10 @@ def bench(
         OptionError: unknown engine, or no round to measure.
         InputError: a shape is missing, or an input does not fit.
     """
-    for engine in (subject, *vs):
-        if engine not in ("graphopt", *_PEERS):
-            raise OptionError("bench", f"unknown engine {engine!r}", hint=f"known: {_PEERS}")
+    for engine in (subject, *vs, *beside):
+        if engine not in _ENGINES:
+            known = ", ".join(_ENGINES)
+            raise OptionError("bench", f"unknown engine {engine!r}", hint=f"known: {known}")
     if rounds < 1:
         raise OptionError("bench", f"rounds must be at least 1, not {rounds}")
     threads = threads or physical_cores()
@@ -280,7 +287,7 @@ def bench(
             failures.append(f"reference: {error.reason}")
         contestants: dict[str, _Contestant] = {}
         finished: dict[str, EngineResult] = {}
-        for engine in (subject, *vs):
+        for engine in (subject, *vs, *beside):
             progress(f"load {engine}")
             compiled: dict[str, Any] = {}
             ours = job
@@ -296,23 +303,29 @@ def bench(
                 contestants[engine] = contestant
             except EngineError as error:
                 reason = error.reason + (f" ({error.hint})" if error.hint else "")
-                failures.append(f"{engine}: {reason}")
+                if engine not in beside:
+                    failures.append(f"{engine}: {reason}")
                 finished[engine] = EngineResult(engine, failure=reason, **compiled)
         progress("measure")
         finished |= _measure(job, contestants, rounds, reference, failures)
     for engine, result in finished.items():
         limit = tolerance if engine == subject else PEER_TOLERANCE
-        failures += [
-            f"{engine}: output {output!r} is wrong, error {error:.1e} > {limit:.0e}"
+        wrong = [
+            f"output {output!r} is wrong, error {error:.1e} > {limit:.0e}"
             for output, error in result.errors.items()
             if not error <= limit
         ]
+        if engine not in beside:
+            failures += [f"{engine}: {each}" for each in wrong]
+        elif wrong:
+            finished[engine] = replace(result, failure=wrong[0])
     return Row(
         name or Path(model).stem,
         threads,
         finished[subject],
         tuple(finished[peer] for peer in vs),
         tuple(failures),
+        tuple(finished[engine] for engine in beside),
     )
 
 

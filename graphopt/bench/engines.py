@@ -5,33 +5,13 @@ Each opener imports its engine only when called, so that a worker's memory is it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Feeds = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A loaded model. `run` is what is timed; `named` turns its result into arrays by name."""
-
-    version: str
-    run: Callable[[Feeds], Any]
-    named: Callable[[Any], dict[str, Array]]
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What an engine is told. `outputs` are the ONNX output names, in order."""
-
-    model: str
-    threads: int
-    outputs: Sequence[str]
-    settings: Mapping[str, Any]
+from graphopt.bench.mobile import open_mnn, open_ncnn
+from graphopt.bench.opening import Engine, Opening
 
 
 def _onnxruntime(opening: Opening, *, optimise: bool) -> Engine:
@@ -96,6 +76,8 @@ def open_graphopt(opening: Opening) -> Engine:
 
 OPENERS: Mapping[str, Callable[[Opening], Engine]] = {
     "graphopt": open_graphopt,
+    "mnn": open_mnn,
+    "ncnn": open_ncnn,
     "onnxruntime": open_onnxruntime,
     "openvino": open_openvino,
     "reference": open_reference,

@@ -27,7 +27,8 @@ class EngineError(GraphoptError):
 class EngineProcess:
     """One engine in a process of its own. A context manager: leaving it ends the process."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, spinning: bool = False) -> None:
+        """spinning: whether OpenMP's threads spin for some milliseconds before they sleep."""
         self.name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         # Engines built on OpenMP take their threads from here, and must not spin when idle.
@@ -37,6 +38,8 @@ class EngineProcess:
             "OMP_WAIT_POLICY": "passive",
             "PYTHONUNBUFFERED": "1",
         }
+        if spinning:
+            del environment["OMP_WAIT_POLICY"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "graphopt.bench.worker"],
             stdin=subprocess.PIPE,

@@ -31,8 +31,9 @@ def ratio_table(rows: Sequence[Row], peers: Sequence[str], subject: str = "graph
     table.add_column("model")
     for heading in (f"{subject} ms", *(f"{peer} ms" for peer in peers)):
         table.add_column(heading, justify="right")
-    for peer in peers:
-        table.add_column(f"÷ {peer}", justify="right")
+    beside = list(dict.fromkeys(engine.name for row in rows for engine in row.beside))
+    for engine in (*peers, *beside):
+        table.add_column(f"÷ {engine}", justify="right")
     for heading in ("error", "compile s", "compile MB", "run MB"):
         table.add_column(heading, justify="right")
     table.add_column("")
@@ -44,6 +45,7 @@ def ratio_table(rows: Sequence[Row], peers: Sequence[str], subject: str = "graph
             _milliseconds(row.subject),
             *(_milliseconds(peer) for peer in row.peers),
             *(_ratio(ratios.get(peer)) for peer in peers),
+            *(_ratio(row.ratios_beside.get(engine)) for engine in beside),
             "–" if math.isnan(row.subject.error) else f"{row.subject.error:.1e}",
             "–" if math.isnan(compile_seconds) else f"{compile_seconds:.1f}",
             _megabytes(row.subject.compile_peak_bytes),
@@ -74,6 +76,7 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
                 **_plain(asdict(row)),
                 "ok": row.ok,
                 "ratios": {peer: asdict(spread) for peer, spread in row.ratios.items()},
+                "ratios_beside": {name: asdict(each) for name, each in row.ratios_beside.items()},
                 "ratio_to_fastest": _plain(row.ratio_to_fastest),
             }
             for row in rows

@@ -69,13 +69,17 @@ def paired_ratios(subject: EngineResult, peer: EngineResult) -> Spread | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One model: the engine under test, its peers, and every reason why the row does not count."""
+    """One model: the engine under test, its peers, and every reason why the row does not count.
+
+    beside: engines that are measured as well, but may fail: nothing is judged by them.
+    """
 
     model: str
     threads: int
     subject: EngineResult
     peers: tuple[EngineResult, ...]
     failures: tuple[str, ...]
+    beside: tuple[EngineResult, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -85,7 +89,15 @@ class Row:
     @property
     def ratios(self) -> dict[str, Spread]:
         """Ratio of latencies subject ÷ peer for each peer that was measured."""
-        found = {peer.name: paired_ratios(self.subject, peer) for peer in self.peers}
+        return self._ratios(self.peers)
+
+    @property
+    def ratios_beside(self) -> dict[str, Spread]:
+        """The same for the engines beside that gave the right outputs."""
+        return self._ratios([engine for engine in self.beside if engine.failure is None])
+
+    def _ratios(self, peers: Iterable[EngineResult]) -> dict[str, Spread]:
+        found = {peer.name: paired_ratios(self.subject, peer) for peer in peers}
         return {name: ratio for name, ratio in found.items() if ratio is not None}
 
     @property

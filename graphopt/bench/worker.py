@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.bench.engines import OPENERS, Engine, Opening, compile_graphopt
+from graphopt.bench.engines import OPENERS, compile_graphopt
+from graphopt.bench.opening import Engine, Opening
 
 Array = np.ndarray[Any, Any]
 

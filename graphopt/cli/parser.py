@@ -89,9 +89,10 @@ def _threads_flag(parser: Any, default: str) -> None:
 def _numerics_flag(parser: Any) -> None:
     parser.add_argument(
         "--numerics",
-        choices=("default", "strict"),
+        choices=("default", "strict", "relaxed"),
         default="default",
-        help="strict: no Winograd and nothing else that spreads non-finite values",
+        help="strict: no Winograd and nothing else that spreads non-finite values; "
+        "relaxed: also Winograd's F(6x6), with some times the rounding error",
     )
 
 

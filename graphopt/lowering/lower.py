@@ -23,7 +23,7 @@ from graphopt.lowering.prices import (
 )
 from graphopt.lowering.read import read_dataflow
 from graphopt.lowering.weights import WeightPool
-from schedules.interface import Candidate, TargetTraits, Workload
+from schedules.interface import Candidate, Numerics, TargetTraits, Workload
 from schedules.registry import FAMILIES
 
 
@@ -31,11 +31,11 @@ from schedules.registry import FAMILIES
 class LoweringOptions:
     """What of the compile options lowering needs.
 
-    strict: no candidate that spreads non-finite values to neighbours (Winograd).
+    numerics: candidates that need more freedom than this are not offered.
     weight_limit: packed weights may take this many times the bytes of the constants.
     """
 
-    strict: bool = False
+    numerics: Numerics = Numerics.DEFAULT
     weight_limit: float = 2.0
 
 
@@ -149,4 +149,4 @@ def _offers(
     workload: Workload, traits: TargetTraits, options: LoweringOptions
 ) -> tuple[Candidate, ...]:
     offers = (c for family in FAMILIES for c in family(workload, traits))
-    return tuple(c for c in offers if c.strict or not options.strict)
+    return tuple(c for c in offers if c.numerics <= options.numerics)

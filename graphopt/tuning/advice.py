@@ -10,6 +10,7 @@ from statistics import median
 
 from graphopt.lowering.prices import Offer
 from graphopt.tuning.codec import workload_key
+from graphopt.tuning.nearness import distance
 from graphopt.tuning.records import Record, averaged, trusted
 from schedules.interface import Candidate, Decisions, Workload
 
@@ -86,19 +87,24 @@ def replay(candidate: Candidate, decisions: Decisions) -> Candidate | None:
 def advise(records: Iterable[Record], target: str) -> Advice:
     """Advice for the target key `target` from records of any target.
 
-    Records of a target with other vector features are not used; those that differ in caches or
-    threads are borrowed from.
+    Those of targets with vectors of another length are not used; of the others, those of the
+    nearest one that has any are borrowed from.
     """
     own: dict[Name, Record] = {}
     others: dict[Name, Record] = {}
     seconds = []
     known = averaged(trusted(records))
-    for record in known:
-        if record.target == target:
+    distances = {key: distance(target, key) for key in {record.target for record in known}}
+
+    def rank(record: Record) -> tuple[object, ...]:
+        # What was measured in turns with its rivals beats what was not.
+        return *(distances[record.target] or ()), record.target, *record.rank
+
+    for record in sorted((r for r in known if distances[r.target] is not None), key=rank):
+        mine = record.target == target
+        (own if mine else others).setdefault((record.workload_key, record.candidate), record)
+        if mine:
             seconds.append(record.seconds / record.ratio)
-            _keep(own, record)
-        elif _features(record.target) == _features(target):
-            _keep(others, record)
     second = median(seconds) if seconds else 1.0
     return Advice(own, others, second, _context(r for r in known if r.target == target))
 
@@ -115,16 +121,3 @@ def _context(records: Iterable[Record]) -> dict[str, float]:
     for key in inside.keys() & alone.keys():
         found.setdefault(key[0], []).append(inside[key] / alone[key])
     return {workload: max(1.0, median(ratios)) for workload, ratios in found.items()}
-
-
-def _keep(table: dict[Name, Record], record: Record) -> None:
-    """Keep the better one; what was measured in turns with its rivals beats what was not."""
-    name = (record.workload_key, record.candidate)
-    present = table.get(name)
-    if present is None or record.rank < present.rank:
-        table[name] = record
-
-
-def _features(target: str) -> str:
-    """The part of a target key that says what instructions there are."""
-    return "-".join(target.split("-")[:2])

@@ -18,6 +18,7 @@ import numpy as np
 import xgboost
 
 from graphopt.artifact.atomic import replacing
+from graphopt.tuning.nearness import distance
 from graphopt.tuning.records import Record
 
 SLOWEST = -5.0
@@ -83,10 +84,17 @@ class CostModel:
 
 
 def load(logs: Sequence[Path], target: str) -> CostModel | None:
-    """The first cost model for the target key in these logs; None if there is none to be read."""
+    """The cost model of the target in these logs that is nearest to the key `target`, the first of
+    those; None if there is none to be read."""
+    found = []
     for folder in logs:
+        for path in sorted(folder.glob(f"*/{FILE}")):
+            near = distance(target, path.parent.name)
+            if near is not None:
+                found.append((near, path))
+    for _, path in sorted(found, key=lambda pair: pair[0]):
         try:
-            return CostModel.from_bytes((folder / target / FILE).read_bytes())
+            return CostModel.from_bytes(path.read_bytes())
         except (OSError, ValueError):
             continue
     return None

@@ -64,7 +64,8 @@ def prune(
     """Keep the records of the best kernels, and drop the others for good.
 
     Kernels rank as compiling ranks them: what was measured in turns with its rivals first, then by
-    time. Of a kernel that stays, all final records stay, else the best one.
+    time. Of a kernel that stays, all final records stay and the best other one: the two together
+    say how much longer its workload takes inside a program.
 
     Args:
         keep: kernels of each candidate of each workload of each target.
@@ -137,7 +138,8 @@ def choose(records: Sequence[Record], keep: int, failures: bool, only: Versions 
         )
         for same in best[:keep]:
             finals = list(dict.fromkeys(record for record in same if record.final))
-            wanted |= {id(record) for record in finals or same[:1]}
+            alone = [record for record in same if not record.final][:1]
+            wanted |= {id(record) for record in (*finals, *alone)}
         if failures:
             for same in group.values():
                 if not trusted(same):

@@ -12,6 +12,7 @@ from tvm.relax import op
 from graphopt.codegen.executable import build
 from graphopt.errors import CompileError
 from graphopt.runtime.session import Session
+from schedules.interface import Numerics
 
 
 def random(*shape):
@@ -116,7 +117,7 @@ def test_strict_numerics_and_the_weight_limit_choose_other_candidates():
 
     graph = make_graph({"x": (1, 64, 56, 56)}, body)
     free, _ = lowered(graph, weight_limit=100.0)
-    strict, _ = lowered(graph, strict=True, weight_limit=100.0)
+    strict, _ = lowered(graph, numerics=Numerics.STRICT, weight_limit=100.0)
     tight, pool = lowered(graph, weight_limit=1.0)
     assert any("winograd" in use.candidate for use in free.uses)
     assert not any("winograd" in use.candidate for use in strict.uses)

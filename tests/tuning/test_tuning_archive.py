@@ -140,11 +140,20 @@ def test_pruning_keeps_all_finals_of_the_best(tmp_path: Path) -> None:
     before = advise(read(tmp_path).records, KEY).own
     prune(tmp_path, 3)
     # What was measured in turns goes before what was not; of the others the fastest stays.
-    assert read(tmp_path).records == [record(1), *finals]
+    assert read(tmp_path).records == [record(1), record(4), *finals]
     assert advise(read(tmp_path).records, KEY).own == before
     prune(tmp_path, 1)
-    assert read(tmp_path).records == finals[:2]
+    assert read(tmp_path).records == [record(4), *finals[:2]]
     assert advise(read(tmp_path).records, KEY).own == before
+
+
+def test_pruning_keeps_how_much_longer_a_program_takes(tmp_path: Path) -> None:
+    inside = record(4, final=True, ratio=6.0)
+    write(tmp_path, record(4, ratio=4.0), inside, record(5, candidate="matmul.plain"))
+    before = advise(read(tmp_path).records, KEY).context
+    prune(tmp_path, 1)
+    assert advise(read(tmp_path).records, KEY).context == before
+    assert list(before.values()) == [1.5]
 
 
 def test_pruning_keeps_the_best_time_of_a_kernel(tmp_path: Path) -> None:

@@ -289,6 +289,12 @@ def test_other_instruction_sets_are_not_borrowed_from() -> None:
     assert advice(conv(), [default])[0].candidate == default
 
 
+def test_the_nearest_target_is_borrowed_from() -> None:
+    near, far = lines(2.0, 2, target=TARGET.key(2)), lines(1.0, 4, target=TARGET.key(64))
+    (offer,) = advise([far, near], KEY)(conv(), [candidate("conv2d.lines")])
+    assert dict(offer.candidate.decisions)["filters"] == 2
+
+
 def test_a_record_that_no_longer_replays_is_left_out_with_a_warning(caplog) -> None:
     stale = record(decisions=(("tiles", 3),))
     advice = advise([stale], KEY)

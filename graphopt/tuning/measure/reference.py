@@ -85,7 +85,7 @@ def _computed(
 def offers(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """All candidates for a workload, those that keep to IEEE arithmetic first."""
     found = [c for family in FAMILIES for c in family(workload, traits)]
-    return tuple(sorted(found, key=lambda candidate: not candidate.strict))
+    return tuple(sorted(found, key=lambda candidate: candidate.numerics))
 
 
 def _epilogue_alone(workload: Workload) -> Workload:
