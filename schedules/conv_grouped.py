@@ -33,7 +33,7 @@ from schedules.conv_common import (
     parse,
     traffic,
 )
-from schedules.conv_direct import DirectTiles, DirectWeights, too_many_statements
+from schedules.conv_direct_tiles import DirectTiles, DirectWeights, too_many_statements
 from schedules.conv_loops import Kernel, parallel_grid
 from schedules.epilogue import operand_layouts
 from schedules.interface import (

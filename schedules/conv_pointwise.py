@@ -25,7 +25,8 @@ from schedules.conv_common import (
     parse,
     traffic,
 )
-from schedules.conv_direct import DirectPlan, DirectWeights, weights_stay
+from schedules.conv_direct import DirectPlan, weights_stay
+from schedules.conv_direct_tiles import DirectWeights
 from schedules.conv_loops import Kernel, over_channels, parallel_grid
 from schedules.conv_stream import Stream, streamed
 from schedules.epilogue import operand_layouts

@@ -2,7 +2,7 @@
 
 Outputs whose coordinates are equal modulo the strides use the same taps: each such phase is an
 ordinary convolution of stride 1 with a part of the kernel, whose outputs are `stride` apart (the
-sub-pixel view of Shi et al., arXiv:1609.07009). The tiles are those of conv_direct.
+sub-pixel view of Shi et al., arXiv:1609.07009). The tiles are those of conv_direct_tiles.
 
 Numerics: as conv_direct.
 """
@@ -26,7 +26,7 @@ from schedules.conv_common import (
     parse,
     traffic,
 )
-from schedules.conv_direct import DirectTiles, DirectWeights, too_many_statements
+from schedules.conv_direct_tiles import DirectTiles, DirectWeights, too_many_statements
 from schedules.conv_loops import Kernel, parallel_grid
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
