@@ -106,7 +106,7 @@ def tune(
         )
         budget = Budget(trials, time_limit or math.inf, target_latency or 0.0)
         outcome = tuner.run(budget)
-    learnt = cost_model.train(read(folder).records, config.threads)
+    learnt = cost_model.train(read(folder).records, config.threads, pretrained)
     if learnt is not None:
         cost_model.save(learnt, folder, key)
     return outcome

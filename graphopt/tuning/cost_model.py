@@ -3,11 +3,15 @@
 The target is log2(time of the workload's best kernel / time of this kernel): 0 for the best one,
 −1 for one that takes twice as long. So what is learnt about one workload carries over to others.
 
+A model carries what it was taught by, so that it can be taught more: trees that are only grown on
+top of others foretell worse than trees that are grown from everything at once.
+
 Source: Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 2018.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,13 +29,17 @@ SLOWEST = -5.0
 """Targets below this say no more than "slow"."""
 FAILED = -6.0
 """The target of a kernel that does not work."""
-_MAGIC = b"graphopt cost model 1\n"
-_DIGEST_BYTES = 16
+_MAGIC = b"graphopt cost model 2\n"
+_DIGEST_BYTES, _LENGTH_BYTES = 16, 8
 
 FILE = "cost_model.bin"
 """The cost model of a target's records, beside them."""
 LEAST_ROWS = 12
 """With fewer rows there is nothing to learn."""
+MOST_LESSONS = 8192
+"""Rows that a model carries at most."""
+
+Array = np.ndarray[Any, Any]
 
 _PARAMETERS = {
     "max_depth": 6,
@@ -48,21 +56,58 @@ _ROUNDS = 120
 
 
 @dataclass(frozen=True)
+class Lessons:
+    """What a model was taught by.
+
+    rows: features, float32 (kernels, features). targets: float32 (kernels,).
+    """
+
+    rows: Array
+    targets: Array
+
+    def and_then(self, later: Lessons) -> Lessons:
+        """These and later ones, which replace equal rows; of these, a sample where they are many.
+
+        Rows of another width, as an earlier version of graphopt had, are forgotten.
+        """
+        if self.rows.shape[1] != later.rows.shape[1]:
+            return later
+        known = {row.tobytes() for row in later.rows}
+        kept = np.array([i for i, row in enumerate(self.rows) if row.tobytes() not in known], int)
+        room = max(0, MOST_LESSONS - len(later.rows))
+        if len(kept) > room:
+            kept = np.sort(np.random.default_rng(0).choice(kept, room, replace=False))
+        return Lessons(
+            np.concatenate([self.rows[kept], later.rows]),
+            np.concatenate([self.targets[kept], later.targets]),
+        )
+
+
+@dataclass(frozen=True)
 class CostModel:
-    """A trained model, for one number of features."""
+    """A trained model."""
 
     booster: Any
-    width: int
+    lessons: Lessons
 
-    def scores(self, features: Sequence[Sequence[float]]) -> np.ndarray[Any, Any]:
+    @property
+    def width(self) -> int:
+        """How many features a kernel has."""
+        return int(self.lessons.rows.shape[1])
+
+    def scores(self, features: Sequence[Sequence[float]]) -> Array:
         """The expected target of kernels with these features."""
         rows = np.asarray(features, np.float32).reshape(len(features), self.width)
         return np.asarray(self.booster.inplace_predict(rows), np.float64)
 
     def to_bytes(self) -> bytes:
-        """The model as a file: XGBoost's UBJSON behind a digest, because XGBoost ends the process
-        when it is given anything else."""
-        data = bytes(self.booster.save_raw("ubj"))
+        """The model as a file: a digest, because XGBoost ends the process when it is given anything
+        else than a model, XGBoost's UBJSON behind its length, and the lessons, compressed."""
+        trees = bytes(self.booster.save_raw("ubj"))
+        table = np.column_stack([self.lessons.rows, self.lessons.targets]).astype("<f4")
+        data = (
+            len(trees).to_bytes(_LENGTH_BYTES, "little") + trees + zlib.compress(table.tobytes(), 9)
+        )
         return _MAGIC + blake2b(data, digest_size=_DIGEST_BYTES).digest() + data
 
     @staticmethod
@@ -73,14 +118,17 @@ class CostModel:
             ValueError: it gave something else.
         """
         start = len(_MAGIC) + _DIGEST_BYTES
-        digest, model = data[len(_MAGIC) : start], data[start:]
+        digest, body = data[len(_MAGIC) : start], data[start:]
         if data[: len(_MAGIC)] != _MAGIC:
             raise ValueError("not a cost model of this version")
-        if blake2b(model, digest_size=_DIGEST_BYTES).digest() != digest:
+        if blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
             raise ValueError("a damaged cost model")
+        end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")
         booster = xgboost.Booster()
-        booster.load_model(bytearray(model))
-        return CostModel(booster, int(booster.num_features()))
+        booster.load_model(bytearray(body[_LENGTH_BYTES:end]))
+        table = np.frombuffer(zlib.decompress(body[end:]), "<f4")
+        table = table.reshape(-1, int(booster.num_features()) + 1)
+        return CostModel(booster, Lessons(table[:, :-1], table[:, -1]))
 
 
 def load(logs: Sequence[Path], target: str) -> CostModel | None:
@@ -110,11 +158,14 @@ def save(model: CostModel, folder: Path, target: str) -> None:
         file.write(model.to_bytes())
 
 
-def train(records: Iterable[Record], threads: int) -> CostModel | None:
+def train(
+    records: Iterable[Record], threads: int, earlier: CostModel | None = None
+) -> CostModel | None:
     """A model of these records; None where there are too few.
 
     Args:
         threads: for training.
+        earlier: a model whose lessons count as well.
     """
     kept = [record for record in records if record.features]
     widths = [len(record.features) for record in kept]
@@ -122,16 +173,19 @@ def train(records: Iterable[Record], threads: int) -> CostModel | None:
         return None
     width = widths[-1]
     kept = [record for record, each in zip(kept, widths, strict=True) if each == width]
-    targets = _targets(kept)
     rows = np.asarray([record.features for record in kept], np.float32)
+    lessons = Lessons(rows, _targets(kept).astype(np.float32))
+    if earlier is not None:
+        lessons = earlier.lessons.and_then(lessons)
+    rows, targets = lessons.rows, lessons.targets
     # Errors among the fast kernels matter: the slow ones only have to stay slow.
     weights = np.exp2(np.maximum(targets, SLOWEST) / 2)
     data = xgboost.DMatrix(rows, label=targets, weight=weights)
     booster = xgboost.train({**_PARAMETERS, "nthread": threads}, data, _ROUNDS)
-    return CostModel(booster, width)
+    return CostModel(booster, lessons)
 
 
-def _targets(records: Sequence[Record]) -> np.ndarray[Any, Any]:
+def _targets(records: Sequence[Record]) -> Array:
     best: dict[tuple[str, str], float] = {}
     keys = [(record.target, record.workload_key) for record in records]
     for record, key in zip(records, keys, strict=True):

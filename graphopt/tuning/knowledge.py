@@ -10,8 +10,9 @@ from graphopt.tuning.advice import Advice, advise
 from graphopt.tuning.cost_model import CostModel, train
 from graphopt.tuning.records import Record
 
-RETRAINED = 1.04
-"""The model is trained again when there are so many times the records."""
+RETRAINED = 1.1
+"""The model is trained again when there are so many times the records, what it was taught before
+this run not counted."""
 _JUDGED = 40
 """With fewer records, the model's error is not known."""
 
@@ -19,8 +20,11 @@ _JUDGED = 40
 class Knowledge:
     """Records for one target key; those of other targets only teach the cost model."""
 
-    def __init__(self, key: str, records: Sequence[Record]) -> None:
-        self.key = key
+    def __init__(
+        self, key: str, records: Sequence[Record], pretrained: CostModel | None = None
+    ) -> None:
+        """pretrained: a cost model whose lessons count as well."""
+        self.key, self._pretrained = key, pretrained
         self._earlier, self._mine = list(records), list[Record]()
         self._model: CostModel | None = None
         self._taught = 0  # records
@@ -53,27 +57,31 @@ class Knowledge:
         return advise((*self._earlier, *self._mine), self.key)
 
     def model(self, threads: int) -> CostModel | None:
-        """A cost model of all records, but for some of the newest where there are many; None where
-        there are too few."""
+        """A cost model of all records, but for some of the newest where there are many; the
+        pretrained one where there are too few, if there is one."""
         records = self._alone()
         if self._model is None or len(records) > RETRAINED * self._taught:
-            self._model, self._taught = train(records, threads), len(records)
-        return self._model
+            self._model = train(records, threads, self._pretrained)
+            self._taught = len(records)
+        return self._model or self._pretrained
 
     def uncertainty(self, threads: int) -> float | None:
-        """The model's error on kernels it has not seen, as log2 of a time: three quarters of the
-        records teach, the rest judge. None where there are too few."""
-        records = [record for record in self._alone() if record.ok]
-        if len(records) < _JUDGED:
+        """The model's error on kernels it has not seen, as log2 of a time: a quarter of this run's
+        records judge one that was taught by all others. None where there are too few."""
+        mine = [record for record in self._mine if record.ok and _teaches(record)]
+        if len(mine) < _JUDGED:
             return None
-        model = train([r for i, r in enumerate(records) if i % 4], threads)
+        held = mine[::4]
+        judges = {id(record) for record in held}
+        known = self._alone()
+        model = train([r for r in known if id(r) not in judges], threads, self._pretrained)
         if model is None:
             return None
         best: dict[tuple[str, str], float] = {}
-        for record in records:
-            key = (record.target, record.workload_key)
-            best[key] = min(best.get(key, math.inf), record.ratio)
-        held = records[::4]
+        for record in known:
+            if record.ok:
+                key = (record.target, record.workload_key)
+                best[key] = min(best.get(key, math.inf), record.ratio)
         truths = [math.log2(best[r.target, r.workload_key] / r.ratio) for r in held]
         scores = model.scores([r.features for r in held])
         # Only among the better ones does it matter.
@@ -82,4 +90,8 @@ class Knowledge:
 
     def _alone(self) -> list[Record]:
         """What kernels took outside a program, where all of them were measured."""
-        return [r for r in (*self._earlier, *self._mine) if r.features and not r.final]
+        return [record for record in (*self._earlier, *self._mine) if _teaches(record)]
+
+
+def _teaches(record: Record) -> bool:
+    return bool(record.features) and not record.final

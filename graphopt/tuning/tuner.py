@@ -75,14 +75,15 @@ class Tuner:
         problems: the model, once per set of shapes, with default kernels offered.
         records: known before; kernels in them are not measured again.
         profile: runs variants of the program, for the finals.
-        pretrained: a cost model for the time before there are records to learn from.
+        pretrained: a cost model whose lessons count beside the records.
         fleet: other machines that run the kernels.
         learn: False measures kernels at random, to compare with.
         watch: called after every batch.
         """
         self._problems, self._target, self._threads = problems, target, threads
-        self._writer, self._known = writer, Knowledge(target.key(threads), records)
-        self._pretrained, self._learn, self._watch = pretrained, learn, watch
+        self._writer = writer
+        self._known = Knowledge(target.key(threads), records, pretrained)
+        self._learn, self._watch = learn, watch
         self._profile, self._fleet = profile, fleet
         self._tasks = {task.name: task for task in tasks_of(problems)}
         self._search = Search(list(self._tasks.values()), target.traits(threads), seed)
@@ -156,7 +157,7 @@ class Tuner:
             found = self._known.uncertainty(self._threads)
             if found is not None:
                 self._uncertainty = min(max(found, UNCERTAINTIES[0]), UNCERTAINTIES[1])
-        model = self._known.model(self._threads) or self._pretrained
+        model = self._known.model(self._threads)
         return self._search.propose(count, now, model, self._uncertainty)
 
     def _measure(self, server: Server, batch: Sequence[Proposal], now: Standing) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tuning_run import KEY, TARGET, conv, record
 
 from graphopt.lowering.kernels import scheduled
+from graphopt.tuning import cost_model
 from graphopt.tuning.advice import advise, replay
 from graphopt.tuning.cost_model import CostModel, load, save, train
 from graphopt.tuning.features import features
@@ -75,6 +76,37 @@ def test_a_file_that_is_no_model_is_passed_over(tmp_path) -> None:
     assert model is not None
     with pytest.raises(ValueError, match="damaged"):
         CostModel.from_bytes(model.to_bytes()[:-1])
+
+
+def test_a_model_is_taught_more() -> None:
+    first = train(made_up(200)[:120], 1)
+    assert first is not None
+    second = train(made_up(200)[100:], 1, CostModel.from_bytes(first.to_bytes()))
+    assert second is not None
+    assert len(second.lessons.rows) == 200  # the twenty that both were taught by count once
+    rows = [r.features for r in made_up(300)[200:]]
+    alone = train(made_up(200)[100:], 1)
+    assert alone is not None
+    truth = [-math.log2(r.ratio) for r in made_up(300)[200:]]
+    taught, cold = (np.corrcoef(m.scores(rows), truth)[0, 1] for m in (second, alone))
+    assert taught > cold
+
+
+def test_lessons_are_not_endless(monkeypatch) -> None:
+    monkeypatch.setattr(cost_model, "MOST_LESSONS", 100)
+    first = train(made_up(90), 1)
+    second = train(made_up(150)[90:], 1, first)
+    assert second is not None
+    assert len(second.lessons.rows) == 100
+    new = np.asarray([r.features for r in made_up(150)[90:]], np.float32)
+    np.testing.assert_array_equal(second.lessons.rows[-60:], new)
+
+
+def test_lessons_of_other_features_are_forgotten() -> None:
+    first = train([replace(r, features=(*r.features, 1.0)) for r in made_up(50)], 1)
+    second = train(made_up(40), 1, first)
+    assert second is not None
+    assert second.lessons.rows.shape == (40, second.width)
 
 
 def test_too_few_records_make_no_model() -> None:
