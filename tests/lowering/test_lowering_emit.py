@@ -11,6 +11,7 @@ from tvm.relax import op
 
 from graphopt.codegen.executable import build
 from graphopt.errors import CompileError
+from graphopt.lowering.lower import LoweringOptions, pose
 from graphopt.runtime.session import Session
 from schedules.interface import Numerics
 
@@ -123,6 +124,24 @@ def test_strict_numerics_and_the_weight_limit_choose_other_candidates():
     assert not any("winograd" in use.candidate for use in strict.uses)
     assert pool.nbytes <= w.nbytes
     assert not any("winograd" in use.candidate for use in tight.uses)
+
+
+def test_each_setting_of_numerics_allows_more() -> None:
+    w = random(64, 64, 3, 3)
+
+    def body(b, x):
+        return b.emit(op.nn.conv2d(x, relax.const(w), padding=1))
+
+    graph = make_graph({"x": (1, 64, 56, 56)}, body)
+    names = []
+    for numerics in Numerics:
+        problem = pose(graph, TARGET.traits(1), LoweringOptions(numerics))
+        (offers,) = problem.offers.values()
+        names.append({offer.candidate.name for offer in offers})
+    strict, default, relaxed = names
+    assert default - strict == {"conv2d.winograd2", "conv2d.winograd4"}
+    assert relaxed - default == {"conv2d.winograd6"}
+    assert strict <= default <= relaxed
 
 
 def test_a_tensor_beyond_32_bit_indices_is_refused_before_anything_is_allocated():
