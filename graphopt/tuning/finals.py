@@ -22,7 +22,7 @@ from graphopt.tuning.records import Record, averaged, trusted
 from schedules.interface import Candidate, Workload
 
 VARIANTS = 5
-"""Programs that compete, beside the one with default kernels."""
+"""Programs that compete, beside the one with default kernels and the one of before the run."""
 PER_CANDIDATE = 3
 """Kernels of one candidate among them at most."""
 
@@ -43,14 +43,16 @@ class Finalist:
     seconds: float
 
 
-def variants(problem: Problem, records: Iterable[Record]) -> list[dict[int, Offer]]:
-    """The programs that compete: with default kernels, with the best ones, the second best, …
+def variants(
+    problem: Problem, records: Iterable[Record], known: Sequence[Variant]
+) -> list[Variant]:
+    """The programs that compete: `known` ones, with the best kernels, the second best, …
 
     Args:
         records: of this target; those that ran in a program are not tried again, but for the best.
     """
     contenders = _contenders(problem, records)
-    found = [problem.choice()]
+    found = list(known)
     for place in range(VARIANTS):
         offers = {
             index: (Offer(ranked[min(place, len(ranked) - 1)]),)
@@ -61,9 +63,8 @@ def variants(problem: Problem, records: Iterable[Record]) -> list[dict[int, Offe
         chosen = choose_offers(
             problem.dataflow, problem.entries, offers, problem.traits, problem.options.weight_limit
         )
-        if not any(same(chosen, other) for other in found):
-            found.append(chosen)
-    return found
+        found.append(chosen)
+    return distinct(found)
 
 
 def results(
@@ -121,6 +122,12 @@ def _ratio(record: Record) -> float:
     return record.ratio
 
 
-def same(a: Variant, b: Variant) -> bool:
-    """Whether both make the same program."""
-    return all(a[index].candidate == b[index].candidate for index in a)
+def distinct(programs: Iterable[Variant]) -> list[Variant]:
+    """Those that differ from all before them."""
+    found: list[Variant] = []
+    for one in programs:
+        if not any(
+            all(one[index].candidate == other[index].candidate for index in one) for other in found
+        ):
+            found.append(one)
+    return found

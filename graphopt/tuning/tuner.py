@@ -16,7 +16,7 @@ from graphopt.tuning.advice import advise
 from graphopt.tuning.codec import trace_key, workload_key
 from graphopt.tuning.cost_model import CostModel
 from graphopt.tuning.database import Writer
-from graphopt.tuning.finals import Profiler, Variant, results, same, variants
+from graphopt.tuning.finals import Profiler, Variant, distinct, results, variants
 from graphopt.tuning.knowledge import Knowledge
 from graphopt.tuning.measure.client import Result, Server, Trial
 from graphopt.tuning.measure.fleet import Fleet
@@ -91,10 +91,7 @@ class Tuner:
         self._uncertainty = FIRST_UNCERTAINTY
         self._started = time.monotonic()
         self._first = self._standing()
-        self._at_first = [
-            {index: offer.candidate.name for index, offer in self._taken(problem).items()}
-            for problem in problems
-        ]
+        self._before = [self._taken(problem) for problem in problems]
         for name, record in self._known.advice().others.items():
             self._search.seed(name, record.decisions)
         for record in self._known.own():
@@ -208,15 +205,17 @@ class Tuner:
     def _finals(self, server: Server, budget: Budget) -> None:
         """Run the best kernels inside the program; what they take there decides.
 
-        The winner meets the default once more: the best of many is partly the luckiest.
+        The winner meets the default, and what was there before, once more: the best of many is
+        partly the luckiest.
         """
-        for problem in self._problems:
+        for problem, before in zip(self._problems, self._before, strict=True):
+            rivals = [problem.choice(), before]
             for _ in range(FINAL_STAGES):
                 if self._elapsed() > budget.seconds or self._settled(problem):
                     break
-                self._final(server, problem, variants(problem, self._known.own()))
-                again = [problem.choice(), self._taken(problem)]
-                if self._elapsed() < budget.seconds and not same(*again):
+                self._final(server, problem, variants(problem, self._known.own(), rivals))
+                again = distinct([*rivals, self._taken(problem)])
+                if self._elapsed() < budget.seconds and len(again) > 1:
                     self._final(server, problem, again)
 
     def _final(self, server: Server, problem: Problem, chosen: Sequence[Variant]) -> None:
@@ -307,4 +306,8 @@ class Tuner:
                 then if (key, then.candidate.name) in taken else new for new, then in pairs
             )
 
-        return standing(self._problems, advisor, self._at_first)
+        names = [
+            {index: offer.candidate.name for index, offer in variant.items()}
+            for variant in self._before
+        ]
+        return standing(self._problems, advisor, names)
