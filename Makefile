@@ -34,7 +34,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 bench: setup
-	@$(BIN)/python benchmarks/compare.py --no-records $(ARGS)
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 conformance: setup
 	@$(BIN)/python benchmarks/conformance.py $(ARGS)
