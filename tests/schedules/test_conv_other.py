@@ -11,6 +11,7 @@ from schedules import (
     conv_depthwise,
     conv_generic,
     conv_grouped,
+    conv_grouped_narrow,
     conv_lines,
     conv_transposed,
     conv_upsample,
@@ -56,11 +57,43 @@ def test_grouped(workload: Workload, traits: TargetTraits) -> None:
     assert ch.check(conv_grouped.candidates, workload, traits, 5e-6) == 1
 
 
-def test_a_group_does_not_see_an_infinity_of_another() -> None:
+NARROW = [
+    ch.conv((1, 48, 13, 17), 48, 3, 2, groups=6, after="bias_relu"),  # 8 channels per group
+    ch.conv((2, 40, 9, 40), 40, 3, groups=10, after="residual"),  # 4, and half a vector too much
+    ch.conv((1, 20, 7, 7), 20, 3, 1, (0, 2, 1, 1), (1, 2), groups=10, after="clip"),
+    ch.conv((1, 32, 5, 21), 32, (2, 5), (3, 4), (1, 0, 0, 3), groups=16, after="silu"),
+    ch.conv((1, 64, 6, 6), 64, 1, groups=8, after="none"),
+]
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("workload", NARROW, ids=named)
+def test_groups_narrower_than_a_vector(workload: Workload, traits: TargetTraits) -> None:
+    narrow = workload.op.inputs[1].shape[1] < traits.lanes
+    assert ch.check(conv_grouped_narrow.candidates, workload, traits, 5e-6) == narrow
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        ch.conv((1, 24, 9, 9), 24, 3, groups=4),  # 6 channels do not divide a vector
+        ch.conv((1, 16, 9, 9), 32, 3, groups=8),  # more filters than channels
+        ch.conv((1, 16, 9, 9), 16, 3, groups=16),  # depthwise
+        ch.conv((1, 32, 9, 9), 32, 3, groups=1),
+        ch.conv((1, 32, 9, 9), 32, 3, groups=2),  # a group is a vector
+    ],
+    ids=named,
+)
+def test_other_groups_are_not_narrow(workload: Workload) -> None:
+    assert conv_grouped_narrow.candidates(workload, harness.AVX512) == ()
+
+
+@pytest.mark.parametrize("family", [conv_grouped, conv_grouped_narrow])
+def test_a_group_does_not_see_an_infinity_of_another(family) -> None:
     workload = ch.conv((1, 16, 5, 5), 16, 3, groups=4, after="none")
     inputs = harness.random_inputs(workload)
     inputs[0][0, 0] = np.inf
-    (candidate,) = conv_grouped.candidates(workload, harness.AVX512)
+    (candidate,) = family.candidates(workload, harness.AVX512)
     actual = harness.run_candidate(candidate, workload, inputs, harness.AVX512)
     assert np.isfinite(actual[0, 4:]).all()
     assert not np.isfinite(actual[0, :4]).any()

@@ -29,6 +29,7 @@ CONVOLUTIONS = {
     "strided": ch.conv((1, 40, 9, 9), 32, 1, 2),
     "depthwise": ch.conv((1, 40, 15, 15), 40, 3, 2, groups=40),
     "grouped": ch.conv((1, 32, 9, 9), 64, 3, groups=2),
+    "narrow": ch.conv((1, 32, 9, 9), 32, 3, 2, groups=8),
 }
 MATMULS = {
     "packed": products.matmul((1, 37, 40), (40, 70), constant=True),
