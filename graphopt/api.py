@@ -85,7 +85,8 @@ def compile(  # noqa: A001 (the public contract's name)
             larger than the default's, so that deep networks may exceed the tolerance.
         quantization, calibration: not available in this version.
         dump_ir: directory for the IR after each pass that changed it.
-        max_weight_growth: packed weights may take this many times the model's weights.
+        max_weight_growth: packed weights may take this many times the model's weights,
+            which count for a megabyte at least.
         cache: look the program up on disk first and keep it there; silently off without a linker.
 
     Raises:

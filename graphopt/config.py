@@ -56,7 +56,8 @@ class CompileConfig:
         numerics: "default"; "strict": no Winograd, nothing that spreads non-finite values;
             "relaxed": also Winograd's F(6×6), whose rounding error is some times larger.
         dump_ir: directory for the IR after each pass that changed it.
-        max_weight_growth: packed weights may take this many times the model's weights.
+        max_weight_growth: packed weights may take this many times the model's weights,
+            which count for a megabyte at least.
         cache: whether compiled programs are kept on disk and looked up there.
     """
 

@@ -21,6 +21,7 @@ VOCABULARY = {
     "graphopt.codegen.abi",
     "graphopt.codegen.kernel",
     "graphopt.runtime.host",
+    "graphopt.weight_budget",
 }
 
 # Data flows one way. Each stage may import itself, the vocabulary and what is listed here.

@@ -142,7 +142,8 @@ def _compile(verbs: Any) -> None:
         "--max-weight-growth",
         type=float,
         metavar="X",
-        help="packed weights may take X times the model's weights (default: 2)",
+        help="packed weights may take X times the model's weights, which count for a megabyte at "
+        "least (default: 2)",
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use nor fill the cache")
 
@@ -184,7 +185,8 @@ def _tune(verbs: Any) -> None:
         "--max-weight-growth",
         type=float,
         metavar="X",
-        help="packed weights may take X times the model's weights (default: 2)",
+        help="packed weights may take X times the model's weights, which count for a megabyte at "
+        "least (default: 2)",
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the latency over time")
 

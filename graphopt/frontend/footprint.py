@@ -8,6 +8,7 @@ from math import prod
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from graphopt.frontend.shapes import graph_inputs
+from graphopt.weight_budget import allowed_bytes
 
 _WINOGRAD_GROWTH = 4
 """Weights of a 3×3 convolution in F(4×4, 3×3): 6·6 numbers for 3·3."""
@@ -34,7 +35,8 @@ def packed_weight_bytes(graph: GraphProto, limit: float) -> int:
     Packing keeps the size of most weights; those of 3×3 convolutions grow where Winograd wins.
 
     Args:
-        limit: packed weights may take at most this many times the bytes of the constants.
+        limit: packed weights may take at most this many times the bytes of the constants, which
+            count for a megabyte at least.
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     total = sum(map(_nbytes, weights.values()))
@@ -44,7 +46,7 @@ def packed_weight_bytes(graph: GraphProto, limit: float) -> int:
     found = (_winograd_weight(node, weights) for node in graph.node)
     winograd = {tensor.name: _nbytes(tensor) for tensor in found if tensor is not None}
     grown = sum(winograd.values()) * (_WINOGRAD_GROWTH - 1)
-    return min(total + grown, int(total * limit))
+    return min(total + grown, allowed_bytes(total, limit))
 
 
 _ITEM_BYTES = {

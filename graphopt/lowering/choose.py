@@ -11,6 +11,7 @@ from graphopt.lowering.assignment import Costs, solve, total_cost
 from graphopt.lowering.dataflow import Dataflow
 from graphopt.lowering.groups import Alias, Group
 from graphopt.lowering.prices import Offer, price
+from graphopt.weight_budget import allowed_bytes
 from schedules.interface import PLAIN, Candidate, Layout, Packing, TargetTraits, TensorSig
 from schedules.layout_change import change_candidate
 
@@ -57,7 +58,8 @@ def choose_offers(
 
     Args:
         offers: per group at least one.
-        weight_limit: packed weights may take this many times the bytes of the constants.
+        weight_limit: packed weights may take this many times the bytes of the constants, which
+            count for a megabyte at least.
     """
     assignment = Assignment(dataflow, entries, offers, traits, weight_limit)
     picks = assignment.picks()
@@ -87,7 +89,7 @@ class Assignment:
         self.options = [[offer.candidate for offer in found] for found in self.offers]
         self.traits = traits
         self.constant_bytes = sum(array.nbytes for array in dataflow.constants.values())
-        self.weight_limit = weight_limit * self.constant_bytes
+        self.weight_limit = allowed_bytes(self.constant_bytes, weight_limit)
         self.weights = [
             np.array([_packed_bytes(entries[i], o.candidate) for o in offers[i]], dtype=np.float64)
             for i in self.groups

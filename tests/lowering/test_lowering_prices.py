@@ -71,7 +71,7 @@ def test_cores_share_the_bandwidth_of_memory_but_not_of_their_caches():
 
 def test_bytes_that_one_price_per_byte_leaves_are_spent():
     rng = np.random.default_rng(0)
-    weights = [rng.standard_normal((64, 64, 3, 3)).astype(np.float32) for _ in range(4)]
+    weights = [rng.standard_normal((128, 128, 3, 3)).astype(np.float32) for _ in range(4)]
 
     def body(b, x):
         for w in weights:
@@ -80,11 +80,18 @@ def test_bytes_that_one_price_per_byte_leaves_are_spent():
 
     # F(2×2) takes 16 ninths of the bytes of its weights, F(4×4) four times: all four layers fit as
     # F(2×2), and one of them, equal to the others, as F(4×4).
-    emitted, pool = lowered(make_graph({"x": (1, 64, 28, 28)}, body), weight_limit=2.6)
+    emitted, pool = lowered(make_graph({"x": (1, 128, 28, 28)}, body), weight_limit=2.6)
     names = [use.candidate for use in emitted.uses]
     assert names.count("conv2d.winograd4") == 1
     assert names.count("conv2d.winograd2") == 3
     assert pool.nbytes <= 2.6 * sum(w.nbytes for w in weights)
+
+
+def test_small_weights_may_grow_but_not_where_growth_is_forbidden():
+    graph = make_graph({"x": (1, 32, 28, 28)}, one_conv)
+    for limit, expected in ((2.0, "conv2d.winograd4"), (1.0, "conv2d.direct[blocked]")):
+        emitted, _ = lowered(graph, weight_limit=limit)
+        assert expected in [use.candidate for use in emitted.uses]
 
 
 def one_conv(b, x):
