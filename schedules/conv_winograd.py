@@ -6,9 +6,13 @@ matrix products per panel of filters, and transforms each panel's products back 
 with the epilogue. Nothing but the input, the weights and the output leaves the cache. Where there
 are too few tiles to share, filters are split as well, and each task transforms its input anew.
 
-Numerics: the error against float64 is at most 1e-5 (m = 4) or 2e-6 (m = 2) of the largest output
-for up to 512 channels of standard-normal data (3.3e-6 and 8.2e-7 measured). A non-finite input
-makes all outputs of the m × m tiles that read it non-finite.
+Numerics: the error against float64 is at most 4e-5 (m = 6), 1e-5 (m = 4) or 2e-6 (m = 2) of the
+largest output for up to 512 channels of standard-normal data (1.5e-5, 3.3e-6 and 8.4e-7 measured).
+A non-finite input makes all outputs of the m × m tiles that read it non-finite.
+
+F(6×6) does a fifth fewer products than F(4×4), but its transforms and their scratch are larger: it
+was 5 % faster at best, with 64 channels and large images, and slower on most layers. So without a
+record the price table prefers F(4×4).
 """
 
 from __future__ import annotations
@@ -138,7 +142,7 @@ def _decided(
     products = 2.0 * conv.batch * high * wide * size * conv.channels * conv.filters
     weights = 4.0 * size * conv.channels * conv.filters
     # Fitted: the transforms take as long as the products of so many more channels and filters.
-    reach, more = {2: (0.88, 7), 4: (0.8, 12), 6: (0.75, 16)}[m]
+    reach, more = {2: (0.88, 7), 4: (0.8, 12), 6: (0.62, 16)}[m]
     fill = conv.filters / (ceil_div(conv.filters, traits.lanes) * traits.lanes)
     share = reach * fill / (1 + more * (1 / conv.channels + 1 / conv.filters))
     moved = sum(sig.nbytes for i, sig in enumerate(workload.inputs) if i != 1) + weights
