@@ -241,7 +241,7 @@ def test_a_dynamic_model_is_measured_at_the_given_shape(tmp_path: Path) -> None:
 
 
 def determinant_model(path: Path) -> Path:
-    """An operator that ONNX Runtime runs and its rivals do not know."""
+    """An operator that ONNX Runtime runs, and OpenVINO and ncnn do not know."""
     graph = helper.make_graph(
         [helper.make_node("Det", ["x"], ["y"])],
         "determinant",
@@ -273,10 +273,9 @@ def test_engines_beside_are_measured(tiny_cnn: onnx.ModelProto, tmp_path: Path) 
 
 def test_engines_beside_may_fail(tmp_path: Path) -> None:
     path = determinant_model(tmp_path / "det.onnx")
-    beside = ("ncnn", "mnn")
-    result = bench(path, subject="onnxruntime", vs=(), beside=beside, threads=1, rounds=1)
+    result = bench(path, subject="onnxruntime", vs=(), beside=("ncnn",), threads=1, rounds=1)
     assert result.ok, result.failures
-    assert all(engine.failure for engine in result.beside)
+    assert [engine.name for engine in result.beside if engine.failure] == ["ncnn"]
     assert result.ratios_beside == {}
 
 

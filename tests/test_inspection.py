@@ -24,9 +24,9 @@ g (float[n, 4] x) => (float[n, 4] z) {
 """
 
 
-def network(kernel: int = 3, stride: int = 1, groups: int = 1) -> ModelProto:
-    """A convolution of 8 to 16 channels, its weight behind an Identity; open batch and rows."""
-    weight = np.ones((16, 8 // groups, kernel, kernel), np.float32)
+def network(kernel: int = 3, stride: int = 1, groups: int = 1, filters: int = 16) -> ModelProto:
+    """A convolution of 8 channels, its weight behind an Identity; open batch and rows."""
+    weight = np.ones((filters, 8 // groups, kernel, kernel), np.float32)
     nodes = [
         helper.make_node("Identity", ["w"], ["v"]),
         helper.make_node("Conv", ["x", "v"], ["y"], strides=[stride, stride], group=groups),
@@ -66,7 +66,13 @@ def test_open_dimensions_and_the_places_that_have_them() -> None:
 
 @pytest.mark.parametrize(
     ("options", "growth"),
-    [({}, 2.0), ({"kernel": 1}, 1.0), ({"stride": 2}, 1.0), ({"groups": 2}, 1.0)],
+    [
+        ({"filters": 4096}, 2.0),  # more than a megabyte: the limit
+        ({}, 4.0),  # less: what Winograd would take
+        ({"kernel": 1}, 1.0),
+        ({"stride": 2}, 1.0),
+        ({"groups": 2}, 1.0),
+    ],
 )
 def test_room_for_packed_weights(options: dict[str, int], growth: float) -> None:
     found = graphopt.inspect(network(**options))
