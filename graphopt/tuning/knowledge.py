@@ -61,7 +61,8 @@ class Knowledge:
         pretrained one where there are too few, if there is one."""
         records = self._alone()
         if self._model is None or len(records) > RETRAINED * self._taught:
-            self._model = train(records, threads, self._pretrained)
+            recent = sum(map(_teaches, self._mine))
+            self._model = train(records, threads, self._pretrained, recent)
             self._taught = len(records)
         return self._model or self._pretrained
 
@@ -74,7 +75,9 @@ class Knowledge:
         held = mine[::4]
         judges = {id(record) for record in held}
         known = self._alone()
-        model = train([r for r in known if id(r) not in judges], threads, self._pretrained)
+        taught = [record for record in known if id(record) not in judges]
+        recent = sum(_teaches(record) for record in self._mine) - len(held)
+        model = train(taught, threads, self._pretrained, recent)
         if model is None:
             return None
         best: dict[tuple[str, str], float] = {}

@@ -92,6 +92,23 @@ def test_a_model_is_taught_more() -> None:
     assert taught > cold
 
 
+def test_recent_records_count_more() -> None:
+    """The same kernels were slow elsewhere and are fast here: the model says what holds here."""
+    here = made_up(60)
+    best = min(record.ratio for record in here)
+    elsewhere = [
+        replace(r, ratio=16.0 * best / r.ratio, decisions=(("filters", 100 + i), ("vectors", 1)))
+        for i, r in enumerate(here)
+    ]
+    features = [r.features for r in here]
+    truth = [-math.log2(r.ratio) for r in here]
+    alike, recent = (train([*elsewhere, *here], 1, recent=count) for count in (0, 60))
+    assert alike is not None
+    assert recent is not None
+    scores = [np.corrcoef(model.scores(features), truth)[0, 1] for model in (alike, recent)]
+    assert scores[1] > scores[0] + 0.3
+
+
 def test_lessons_are_not_endless(monkeypatch) -> None:
     monkeypatch.setattr(cost_model, "MOST_LESSONS", 100)
     first = train(made_up(90), 1)
