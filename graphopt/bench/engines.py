@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.bench.mobile import open_mnn, open_ncnn
 from graphopt.bench.opening import Engine, Opening
 
 
@@ -72,6 +71,20 @@ def open_graphopt(opening: Opening) -> Engine:
 
     program = graphopt.load(opening.model, threads=opening.threads)
     return Engine(graphopt.__version__, program.run, dict)
+
+
+def open_mnn(opening: Opening) -> Engine:
+    """MNN, see mobile.py, which needs onnx and is imported by its own workers alone."""
+    from graphopt.bench import mobile
+
+    return mobile.open_mnn(opening)
+
+
+def open_ncnn(opening: Opening) -> Engine:
+    """ncnn, likewise."""
+    from graphopt.bench import mobile
+
+    return mobile.open_ncnn(opening)
 
 
 OPENERS: Mapping[str, Callable[[Opening], Engine]] = {
