@@ -159,6 +159,17 @@ class RegisterTile:
     vectors: int
     rows: int = 1
 
+    def fits(self, traits: TargetTraits) -> bool:
+        """Whether the sums, a row of weights and a pixel's value have a register each.
+
+        One vector of weights meets each pixel's value once, so that it may stay in memory. A sum
+        without a register goes through the stack in every step, at an address that no one aligns:
+        where it crosses a line of the cache, which differs from one program to the next, the
+        kernel takes three times as long.
+        """
+        sums = self.pixels * self.rows * self.vectors
+        return sums + self.vectors + (self.vectors > 1) <= traits.vector_registers
+
 
 def tile_time(outputs: int, blocks: int, pixels: int, vectors: int) -> float:
     """Modelled cycles per step of the reduction for `outputs` positions × `blocks` vectors.

@@ -144,8 +144,7 @@ def fits(conv: Conv, tile: RegisterTile, traits: TargetTraits) -> bool:
     rows, columns = axes(conv)
     if tile.rows > 1 and (tile.pixels != columns.out or tile.rows > rows.inner()[1]):
         return False
-    in_registers = (tile.pixels * tile.rows + 1) * tile.vectors <= traits.vector_registers
-    return in_registers and not too_many_statements(columns, tile)
+    return tile.fits(traits) and not too_many_statements(columns, tile)
 
 
 def knobs(conv: Conv, traits: TargetTraits) -> tuple[Knob, ...]:

@@ -266,7 +266,7 @@ def _decided(
 ) -> Candidate | None:
     """The kernel for groups of whole vectors of filters, with these decisions."""
     tile = RegisterTile(values["pixels"], values["vectors"])
-    if (tile.pixels + 1) * tile.vectors > traits.vector_registers:
+    if not tile.fits(traits):
         return None
     if too_many_statements(axes(conv)[1], tile):
         return None

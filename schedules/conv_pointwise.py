@@ -158,9 +158,7 @@ def _decided(
     """The matrix product with these decisions."""
     tile = RegisterTile(values["pixels"], values["vectors"])
     cut = PointwisePlan(tile, *(bool(values[n]) for n in ("weights_stay", "stream", "fetch")))
-    if (tile.pixels + 1) * tile.vectors > traits.vector_registers:
-        return None
-    if cut.stream and not cut.weights_stay:
+    if not tile.fits(traits) or (cut.stream and not cut.weights_stay):
         return None
     layout = Layout(traits.lanes)
     operands = operand_layouts(workload.epilogue, workload.output, layout)

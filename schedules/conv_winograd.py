@@ -135,7 +135,7 @@ def _decided(
     panels = ceil_div(conv.filters, traits.lanes) // tile.vectors
     if tile.pixels > cut.block or cut.groups > panels or (outside and cut.groups == 1):
         return None
-    if (tile.pixels + 1) * tile.vectors > traits.vector_registers:
+    if not tile.fits(traits):
         return None
     high, wide = tiles(conv, m)
     size = (m + 2) ** 2
