@@ -45,10 +45,11 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
     """Partition the dataflow, in an order in which every input comes before its use."""
     users = dataflow.users()
     kept = {value for _, value in dataflow.outputs}
+    cheap = _recomputed(dataflow)
     taken: set[int] = set()
     found: list[tuple[int, Group | Alias]] = []
     for index, operation in enumerate(dataflow.operations):
-        if index in taken:
+        if index in taken or operation.outputs[0] in cheap:
             continue
         if isinstance(operation.action, View):
             found.append((index, Alias(operation.inputs[0], operation.outputs[0])))
@@ -56,10 +57,57 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
         members = [index]
         if _takes_epilogue(operation):
             members = _absorb(dataflow, users, kept, taken, index)
+            while len(members) > 1 and _left_to_readers(dataflow, users, members[-1]):
+                members.pop()
         taken.update(members)
-        found.append((members[-1], _make_group(dataflow, members)))
+        found.append((members[-1], _make_group(dataflow, _with_operands(dataflow, members, cheap))))
+    read = {value for _, entry in found for value in _reads(entry)} | kept
+    for value, index in cheap.items():
+        if value in read and index not in taken:
+            found.append((index, _make_group(dataflow, [index])))
     # A group may read what is computed between its first and its last member, never later.
     return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
+
+
+def _recomputed(dataflow: Dataflow) -> dict[int, int]:
+    """The values that each group computes for itself, by the operations that make them.
+
+    Numbers that were quantized are read as the integers they are kept as: a quarter of the bytes,
+    and one multiplication where they are used.
+    """
+    return {
+        operation.outputs[0]: index
+        for index, operation in enumerate(dataflow.operations)
+        if _is_cheap(operation)
+    }
+
+
+def _left_to_readers(dataflow: Dataflow, users: dict[int, list[int]], index: int) -> bool:
+    """Whether an operation at a group's end is cheap and other groups compute it for themselves."""
+    operation = dataflow.operations[index]
+    return _is_cheap(operation) and any(
+        isinstance(dataflow.operations[user].action, Pointwise)
+        for user in users.get(operation.outputs[0], ())
+    )
+
+
+def _is_cheap(operation: Operation) -> bool:
+    return isinstance(operation.action, Pointwise) and operation.action.op == "dequantize"
+
+
+def _with_operands(dataflow: Dataflow, members: list[int], cheap: dict[int, int]) -> list[int]:
+    """`members` with the cheap operations that make what pointwise ones among them read."""
+    first, rest = members[0], set(members[1:])
+    pointwise = isinstance(dataflow.operations[first].action, Pointwise)
+    readers = rest | {first} if pointwise else rest
+    made = {cheap[v] for m in readers for v in dataflow.operations[m].inputs if v in cheap}
+    if pointwise:
+        return sorted(readers | made)
+    return [first, *sorted(rest | made)]
+
+
+def _reads(entry: Group | Alias) -> tuple[int, ...]:
+    return entry.inputs if isinstance(entry, Group) else (entry.source,)
 
 
 def _takes_epilogue(operation: Operation) -> bool:
@@ -127,9 +175,10 @@ def _pointwise_region(
 
 
 def _operands(dataflow: Dataflow, members: list[int]) -> int:
+    """How many tensors the epilogue reads; numbers are a part of the code."""
     made = {v for m in members for v in dataflow.operations[m].outputs}
     read = {v for m in members[1:] for v in dataflow.operations[m].inputs}
-    return len(read - made)
+    return sum(dataflow.values[v].elements > 1 for v in read - made)
 
 
 def _repetition(dataflow: Dataflow, members: list[int]) -> int:

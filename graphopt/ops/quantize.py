@@ -28,12 +28,7 @@ def quantize(
     are scalars. Blocks are an axis of their own: x (…, D/B, B), scale (…, D/B, 1). The quotient
     is rounded to `precision`, float32 or float16.
     """
-    bounds = np.iinfo(str(zero.ty.dtype))
-    attrs = {
-        "precision": precision,
-        "low": int(bounds.min if low is None else low),
-        "high": int(bounds.max if high is None else high),
-    }
+    attrs = {"precision": precision} | _limits(zero, low, high)
     return call_op(QUANTIZE, (x, scale, zero), attrs)
 
 
@@ -45,12 +40,23 @@ def dequantize(x: Expr, scale: Expr, zero: Expr, *, dtype: str = "float32") -> E
     return call_op(DEQUANTIZE, (x, scale, zero), {"dtype": dtype})
 
 
-def requantize(x: Expr, multiplier: Expr, zero: Expr) -> Expr:
-    """saturate(round(x · multiplier) + zero) in zero's type, of an int32 accumulator x.
+def requantize(
+    x: Expr, multiplier: Expr, zero: Expr, *, low: int | None = None, high: int | None = None
+) -> Expr:
+    """saturate(round(x · multiplier) + zero) in zero's type, of int32 sums or float32 numbers x.
 
-    The product is a float32's, as is x's conversion; ties go to even. Shapes as for quantize().
+    The product is a float32's, as is x's conversion; ties go to even, NaN to the least value.
+    `low`, `high` and shapes as for quantize().
     """
-    return call_op(REQUANTIZE, (x, multiplier, zero), {})
+    return call_op(REQUANTIZE, (x, multiplier, zero), _limits(zero, low, high))
+
+
+def _limits(zero: Expr, low: int | None, high: int | None) -> dict[str, Any]:
+    bounds = np.iinfo(str(zero.ty.dtype))
+    return {
+        "low": int(bounds.min if low is None else low),
+        "high": int(bounds.max if high is None else high),
+    }
 
 
 def conv_integer(

@@ -8,8 +8,10 @@ import numpy as np
 
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome
+from graphopt.passes.dataflow import OUTPUT
+from graphopt.passes.fold_affine import CONVOLUTIONS
 from graphopt.passes.rewrite import Rule, View, apply_rules
-from graphopt.passes.values import Array, Expr, constant, dtype_of
+from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,23 @@ class Weights:
     scale: Array
     zero: Array
     dtype: str
+
+
+_VIEWS = ("reshape", "permute_dims", "expand_dims", "squeeze", "flatten")
+_READERS = (*CONVOLUTIONS, "matmul", "take")
+
+
+def _feeds_product(view: View, var: Expr) -> bool:
+    """Whether a convolution, product or lookup reads `var`, or a view or transpose of it."""
+    pending = [var]
+    while pending:
+        for name in view.users(pending.pop()):
+            kind = op_name(view.value(name)) if name != OUTPUT else ""
+            if kind in _READERS:
+                return True
+            if kind in _VIEWS:
+                pending.append(view.variable(name))
+    return False
 
 
 def _constants(view: View, _var: Expr, value: Expr) -> Weights | None:
@@ -41,10 +60,19 @@ class FoldDequantized:
 
     A float kernel packs its weights at compile time; dequantizing them in every run instead costs
     more than the bandwidth that narrow weights would save, and leaves kernels that cannot pack.
+
+    weights: also those that a product or lookup may still read as integers.
     """
 
+    weights: bool = True
     name: str = "fold_dequantized"
 
     def run(self, graph: Graph) -> Outcome:
-        rule = Rule("dequantize", ("graphopt.dequantize",), _constants, _dequantized)
+        def match(view: View, var: Expr, value: Expr) -> Weights | None:
+            found = _constants(view, var, value)
+            if found is None or self.weights or not _feeds_product(view, var):
+                return found
+            return None
+
+        rule = Rule("dequantize", ("graphopt.dequantize",), match, _dequantized)
         return apply_rules(graph, self.name, (rule,))

@@ -8,12 +8,18 @@ from graphopt.passes.attention import RecoverAttention
 from graphopt.passes.attention_heads import AbsorbHeadTransposes
 from graphopt.passes.base import Pass
 from graphopt.passes.cleanup import FoldConstants, MergeCommonSubexpressions, RemoveDeadCode
+from graphopt.passes.dequantize_moves import SinkDequantize
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_dequantized import FoldDequantized
 from graphopt.passes.fold_padding import FoldPadding
 from graphopt.passes.identities import RemoveIdentities
+from graphopt.passes.integer_convolutions import IntegerConvolutions
+from graphopt.passes.integer_products import IntegerProducts
 from graphopt.passes.normalizations import RecoverNormalizations
+from graphopt.passes.quantize_moves import HoistQuantize
+from graphopt.passes.reciprocals import MultiplyByReciprocals
 from graphopt.passes.reductions import CanonicalizeReductions
+from graphopt.passes.signs import NormalizeSigns
 from graphopt.passes.slices import SimplifySlices, SplitProjections
 from graphopt.passes.transposes import SimplifyTransposes
 from graphopt.passes.views import CanonicalizeViews, HoistViews, SinkViews
@@ -21,6 +27,7 @@ from graphopt.passes.views import CanonicalizeViews, HoistViews, SinkViews
 PIPELINE: tuple[Pass, ...] = (
     RemoveDeadCode(),
     # Before every pattern: patterns ask for constants, and see through copies only here.
+    FoldDequantized(weights=False),
     FoldConstants(),
     RemoveIdentities(),
     # One spelling each of arithmetic with constants, views and means, for the patterns below.
@@ -44,6 +51,18 @@ PIPELINE: tuple[Pass, ...] = (
     # follows a convolution and one factor is folded.
     MergeConstantChains(),
     FoldPadding(),  # before shifts are folded: they ask how the convolution is padded
+    # After the views, so that a bias is one addition right behind its product, and after the
+    # recovery of attention, which expects transposes where these passes move them away.
+    SinkDequantize(),
+    HoistQuantize(),
+    # After the moves, which have brought each dequantization to its user.
+    NormalizeSigns(),
+    IntegerConvolutions(),
+    IntegerProducts(),
+    MergeConstantChains(),  # a batch normalisation's factor and the scales of the sums in front
+    MultiplyByReciprocals(),
+    # After everything that could use weights as integers; before factors are folded into weights.
+    FoldDequantized(),
     FoldAffine(),
     MergeConstantChains(),  # batch normalisation and folded shifts have left new additions
     # Slices move to the front of views and transposes, where a fused QKV can be split by weight.
@@ -61,9 +80,6 @@ PIPELINE: tuple[Pass, ...] = (
     CanonicalizeViews(),
     # When no transpose can move or cancel any more: what is left in front of attention stays.
     AbsorbHeadTransposes(),
-    # After everything that could use weights as integers; before the last folding, which carries
-    # the floats through transposes and views in front of a product.
-    FoldDequantized(),
     # What the passes above have left: constants in new places, equal bindings, no-ops.
     FoldConstants(),
     RemoveIdentities(),
