@@ -12,7 +12,7 @@ from graphopt.ir import Graph
 from graphopt.ops.quantize import conv_integer
 from graphopt.passes.base import Outcome
 from graphopt.passes.fold_affine import CONVOLUTIONS
-from graphopt.passes.integer_sums import absorb_bias, fits_int32, rescaled
+from graphopt.passes.integer_sums import after_sums, fits_int32, rescaled
 from graphopt.passes.quantized import (
     BYTES,
     DEQUANTIZE,
@@ -108,6 +108,6 @@ class IntegerConvolutions:
     def run(self, graph: Graph) -> Outcome:
         rules: tuple[Rule[Any], ...] = (
             Rule("integer convolution", CONVOLUTIONS, _match, _rewrite, _check),
-            absorb_bias("graphopt.conv_integer"),
+            *after_sums("graphopt.conv_integer"),
         )
         return apply_rules(graph, self.name, rules)

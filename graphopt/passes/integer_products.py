@@ -11,7 +11,7 @@ from tvm import relax
 from graphopt.ir import Graph
 from graphopt.ops.quantize import matmul_integer
 from graphopt.passes.base import Outcome
-from graphopt.passes.integer_sums import absorb_bias, fits_int32, rescaled
+from graphopt.passes.integer_sums import after_sums, fits_int32, rescaled
 from graphopt.passes.quantized import (
     BYTES,
     DEQUANTIZE,
@@ -90,6 +90,6 @@ class IntegerProducts:
     def run(self, graph: Graph) -> Outcome:
         rules: tuple[Rule[Any], ...] = (
             Rule("integer product", ("matmul",), _match, _rewrite, _check),
-            absorb_bias("graphopt.matmul_integer"),
+            *after_sums("graphopt.matmul_integer"),
         )
         return apply_rules(graph, self.name, rules)

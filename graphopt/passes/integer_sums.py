@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 from tvm import relax
 
 from graphopt.passes.quantized import INT32_MAX, int32_shift
 from graphopt.passes.rewrite import Rule, View
-from graphopt.passes.values import Array, Expr, constant, op_name, shape_of
+from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name, shape_of
 
 _ROUNDINGS = 2.0**-20
 """Relative: what a bias and three scales have been rounded by, as float32, and a little more."""
@@ -97,16 +99,59 @@ def _absorb(_view: View, found: Biased) -> Expr:
     return relax.op.multiply(relax.op.astype(sums, "float32"), constant(found.scale))
 
 
-def absorb_bias(anchor: str) -> Rule[Biased]:
+@dataclass(frozen=True)
+class Normalized:
+    """(float(sums) · scale + bias) · factor, with constants."""
+
+    cast: Expr
+    scale: Array
+    bias: Array
+    factor: Array
+    links: tuple[Expr, ...]
+
+
+def _normalized(view: View, _var: Expr, value: Expr) -> Normalized | None:
+    factor = view.constant(value.args[1])
+    added = view.call(value.args[0], "add")
+    bias = None if added is None else view.constant(added.args[1])
+    scaled = None if added is None else view.call(added.args[0], "multiply")
+    scale = None if scaled is None else view.constant(scaled.args[1])
+    if added is None or scaled is None or factor is None or bias is None or scale is None:
+        return None
+    cast = view.call(scaled.args[0], "astype")
+    if cast is None or dtype_of(cast.args[0]) != "int32":
+        return None
+    return Normalized(scaled.args[0], scale, bias, factor, (value.args[0], added.args[0]))
+
+
+def _distributive(view: View, found: Normalized) -> str | None:
+    if not all(view.used_once(link) for link in found.links):
+        return "the result without the factor is used, too"
+    if not np.isfinite(found.factor).all():
+        return "the factor is not finite"
+    sizes = [array.size for array in (found.scale, found.bias, found.factor)]
+    largest = np.broadcast_shapes(found.scale.shape, found.bias.shape, found.factor.shape)
+    return None if prod(largest) == max(sizes) else "the factor varies along other axes"
+
+
+def _distribute(_view: View, found: Normalized) -> Expr:
+    factor = found.factor.astype(np.float64)
+    scaled = relax.op.multiply(found.cast, constant(found.scale * factor, "float32"))
+    return relax.op.add(scaled, constant(found.bias * factor, "float32"))
+
+
+def after_sums(anchor: str) -> tuple[Rule[Any], ...]:
     """float(sums) · scale + bias becomes float(sums + bias / scale) · scale, where that is whole.
 
     An exporter quantizes a bias to multiples of sx·sw, so that it costs nothing to add; it may say
-    so or may give the float it stands for.
+    so or may give the float it stands for. A batch normalisation's factor behind the bias joins
+    the scale.
     """
-    return Rule(
-        "bias into sums",
-        ("add",),
-        lambda view, _var, value: _biased(view, value, anchor),
-        _absorb,
-        _check,
+
+    def match(view: View, _var: Expr, value: Expr) -> Biased | None:
+        return _biased(view, value, anchor)
+
+    return (
+        Rule("bias into sums", ("add",), match, _absorb, _check),
+        Rule("factor into scales", ("multiply",), _normalized, _distribute, _distributive),
     )

@@ -78,8 +78,12 @@ def feeds_of(graph, seed=0):
     feeds = {}
     for param in graph.module["main"].params:
         dims = passes_numpy.shape(param)
+        dtype = str(param.ty.dtype)
         values = rng.standard_normal(dims) * 2
-        feeds[param.name] = values.astype(str(param.ty.dtype))
+        if dtype in ("int8", "uint8"):
+            bounds = np.iinfo(dtype)
+            values = rng.integers(bounds.min, bounds.max + 1, dims)
+        feeds[param.name] = values.astype(dtype)
     return feeds
 
 

@@ -32,18 +32,31 @@ def padded(x, padding, value=0.0):
     return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)
 
 
-def conv2d(call, x, w):
-    a = call.attrs
-    groups = int(a.groups)
-    w = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-    x = padded(x, integers(a.padding))
-    view = windows(x, w.shape[3:], integers(a.strides), integers(a.dilation))
+def convolved(x, w, strides, dilation, groups):
+    """A convolution of a padded map over any axes."""
+    rank = x.ndim - 2
+    reach = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, rank + 2)))
+    view = view[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+    view = view[(..., *(slice(None, None, d) for d in dilation))]
     view = view.reshape(view.shape[0], groups, -1, *view.shape[2:])
-    parts = [
-        np.tensordot(view[:, g], w[g], axes=([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
-        for g in range(groups)
-    ]
+    w = w.reshape(groups, -1, *w.shape[1:])
+    taps = [1, *range(rank + 2, 2 * rank + 2)], [*range(1, rank + 2)]
+    parts = [np.moveaxis(np.tensordot(view[:, g], w[g], taps), -1, 1) for g in range(groups)]
     return np.concatenate(parts, axis=1)
+
+
+def surrounded(x, pads, value=0):
+    """`x` with all widths before and all widths behind its spatial axes."""
+    half = len(pads) // 2
+    widths = [(0, 0), (0, 0), *zip(pads[:half], pads[half:], strict=True)]
+    return np.pad(x, widths, constant_values=value)
+
+
+def conv(call, x, w):
+    a = call.attrs
+    strides, dilation = integers(a.strides), integers(a.dilation)
+    return convolved(surrounded(x, integers(a.padding)), w, strides, dilation, int(a.groups))
 
 
 def conv2d_transpose(call, x, w):
@@ -73,7 +86,8 @@ def avg_pool2d(call, x):
 
 def max_pool2d(call, x):
     a = call.attrs
-    x = padded(x, integers(a.padding), -np.inf)
+    least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+    x = padded(x, integers(a.padding), least)
     view = windows(x, integers(a.pool_size), integers(a.strides), integers(a.dilation))
     return view.max(axis=(4, 5))
 
@@ -159,6 +173,31 @@ def resize2d(call, x):
     return x
 
 
+def saturated(call, steps, zero):
+    a = base.attributes(call)
+    dtype = str(call.ty.dtype)
+    return np.clip(np.round(steps) + zero.astype(np.int64), a["low"], a["high"]).astype(dtype)
+
+
+def quantize(call, x, scale, zero):
+    return saturated(call, np.float32(x) / np.float32(scale), zero)
+
+
+def requantize(call, x, multiplier, zero):
+    return saturated(call, np.float32(x) * np.float32(multiplier), zero)
+
+
+def dequantize(_call, x, scale, zero):
+    return (x.astype(np.int64) - zero) * scale
+
+
+def conv_integer(call, x, w):
+    a = base.attributes(call)
+    wide = surrounded(x.astype(np.int64), a["padding"], a["pad_value"])
+    result = convolved(wide, w.astype(np.int64), a["strides"], a["dilation"], a["groups"])
+    return result.astype(np.int32)
+
+
 def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
@@ -180,6 +219,7 @@ def to_shape(call, x):
 KERNELS = {
     "relax.add": plain(np.add),
     "relax.astype": plain(lambda x: x),
+    "relax.bitwise_xor": plain(np.bitwise_xor),
     "relax.broadcast_to": to_shape,
     "relax.clip": lambda call, x: np.clip(x, float(call.args[1].value), float(call.args[2].value)),
     "relax.concat": lambda call, *xs: np.concatenate(xs, axis=int(call.attrs.axis or 0)),
@@ -199,7 +239,8 @@ KERNELS = {
     "relax.nn.adaptive_avg_pool2d": lambda _call, x: x.mean(axis=(2, 3), keepdims=True),
     "relax.nn.avg_pool2d": avg_pool2d,
     "relax.nn.batch_norm": batch_norm,
-    "relax.nn.conv2d": conv2d,
+    "relax.nn.conv2d": conv,
+    "relax.nn.conv3d": conv,
     "relax.nn.conv2d_transpose": conv2d_transpose,
     "relax.nn.gelu": plain(lambda x: 0.5 * x * (1 + special.erf(x / np.sqrt(2)))),
     "relax.nn.gelu_tanh": plain(gelu_tanh),
@@ -225,8 +266,14 @@ KERNELS = {
     "relax.take": lambda call, x, i: np.take(x, i.astype(int), axis=int(call.attrs.axis or 0)),
     "relax.tanh": plain(np.tanh),
     "graphopt.attention": attention,
+    "graphopt.bitcast": lambda call, x: x.view(base.attributes(call)["dtype"]),
+    "graphopt.conv_integer": conv_integer,
+    "graphopt.dequantize": dequantize,
     "graphopt.hard_sigmoid": hard_sigmoid,
     "graphopt.hard_swish": plain(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "graphopt.matmul_integer": plain(lambda a, b: a.astype(np.int32) @ b.astype(np.int32)),
+    "graphopt.quantize": quantize,
+    "graphopt.requantize": requantize,
     "graphopt.resize2d": resize2d,
 }
 
