@@ -21,6 +21,8 @@ AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 AVX2 = frozenset({"avx2", "fma"})
 
 # What distinguishes the vector units of two processors of one architecture, for the target key.
+# AMX is not among them: kernels with tiles are candidates of their own, all others run as fast
+# without it.
 _KEY_FEATURES = {
     "x86_64": ("avx512vnni", "avxvnni", "avx512bf16", "avx512fp16"),
     "aarch64": ("dotprod", "fullfp16", "i8mm", "bf16", "sve", "sve2"),
@@ -142,6 +144,7 @@ class TargetSpec:
             vector_registers=32 if wide or not x86 else 16,
             fma="fma" in self.features or not x86,
             vnni=x86 and ("avx512vnni" if wide else "avxvnni") in self.features,
+            amx=wide and "amx-int8" in self.features,
             l1_bytes=self.l1_bytes,
             l2_bytes=self.l2_bytes,
             threads=threads,

@@ -52,6 +52,12 @@ def parse(workload: Workload, kind: str = "conv2d") -> Conv | None:
     op = workload.op
     if op.kind != kind or any(sig.dtype != "float32" for sig in (*op.inputs, op.output)):
         return None
+    return dimensions(workload)
+
+
+def dimensions(workload: Workload) -> Conv:
+    """The dimensions of a convolution over two axes, whatever its types."""
+    op = workload.op
     (n, c, h, w), weight = op.inputs[0].shape, op.inputs[1].shape
     return Conv(
         n,

@@ -21,18 +21,23 @@ from schedules.interface import (
     Schedule,
     TargetTraits,
     Workload,
+    channel_layouts,
 )
 from schedules.vectorise import mergeable_groups, parallel_vectors, vector_lanes
+
+_BLOCKED = ("float16", "float32", "float64", "uint8", "int8")
+"""Types of feature maps."""
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Row-major, and blocked by channels for feature maps."""
     if workload.op.kind != "elementwise":
         return ()
-    layouts = [PLAIN]
-    shape = workload.output.shape
-    if len(shape) >= 3 and shape[1] > 1 and workload.output.dtype.startswith("float"):
-        layouts.append(Layout(traits.lanes))
+    layouts: tuple[Layout, ...] = (PLAIN,)
+    output = workload.output
+    if len(output.shape) >= 3 and output.shape[1] > 1 and output.dtype in _BLOCKED:
+        dtypes = [sig.dtype for sig in (output, *workload.inputs) if sig.shape == output.shape]
+        layouts += channel_layouts(output.shape[1], dtypes, traits)
     return tuple(_candidate(workload, layout, traits) for layout in layouts)
 
 

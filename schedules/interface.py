@@ -6,7 +6,7 @@ identical groups of a network share one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import prod
@@ -58,6 +58,13 @@ class Layout:
 
 
 PLAIN = Layout()
+
+
+def channel_block(channels: int) -> int:
+    """Block of the channels of a tensor of bytes: at most 64 and a multiple of 16, chosen so that
+    few lanes are empty. One rule for all kernels, so that neighbours agree."""
+    blocks = -(-channels // 64)
+    return 16 * -(-channels // (16 * blocks))
 
 
 class Packing(Protocol):
@@ -158,11 +165,25 @@ class TargetTraits:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
     threads: int = 1
+    amx: bool = False  # 64-byte vectors, and tiles of bytes
 
     @property
     def lanes(self) -> int:
         """float32 values in one vector register; also the channel block of blocked layouts."""
         return self.vector_bytes // 4
+
+
+def channel_layouts(
+    channels: int, dtypes: Sequence[str], traits: TargetTraits
+) -> tuple[Layout, ...]:
+    """The blocked layouts that feature maps of so many channels and these types usually have."""
+    found: dict[Layout, None] = {}
+    for dtype in dtypes:
+        if dtype.startswith("float"):
+            found[Layout(traits.lanes)] = None
+        elif dtype in ("uint8", "int8"):
+            found[Layout(channel_block(channels))] = None
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.elementwise import output_groups
-from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+    channel_layouts,
+)
 from schedules.nest import Stmt
 from schedules.vectors import (
     Frame,
@@ -37,11 +46,10 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     compute = {"concat": _concat, "slice": _slice, "pad": _pad, "take": _take}.get(op.kind)
     if compute is None:
         return ()
-    layouts = [PLAIN]
-    blocked = Layout(traits.lanes)
-    shape = op.output.shape
-    if len(shape) >= 3 and op.output.dtype.startswith("float") and _blockable(workload, blocked):
-        layouts.append(blocked)
+    layouts, shape = [PLAIN], op.output.shape
+    if len(shape) >= 3:
+        usual = channel_layouts(shape[1], [op.output.dtype], traits)
+        layouts += [layout for layout in usual if _blockable(workload, layout)]
     return tuple(
         candidate(
             op.kind,

@@ -14,7 +14,16 @@ from functools import partial
 from tvm import tirx
 
 from schedules import nest
-from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+    channel_layouts,
+)
 from schedules.nest import Stmt
 from schedules.scalar_binary import maximum
 from schedules.scalar_values import cast, lowest
@@ -40,9 +49,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     op = workload.op
     if op.kind not in ("max_pool2d", "avg_pool2d"):
         return ()
-    layouts = [PLAIN]
-    if op.output.dtype.startswith("float"):
-        layouts.append(Layout(traits.lanes))
+    layouts = (PLAIN, *channel_layouts(op.output.shape[1], [op.output.dtype], traits))
     kernel = op.attr("kernel")
     return tuple(
         candidate(

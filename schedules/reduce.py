@@ -17,7 +17,16 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+    channel_layouts,
+)
 from schedules.nest import Buffer, Stmt
 from schedules.scalar_binary import maximum, minimum
 from schedules.scalar_values import highest, lowest
@@ -54,11 +63,11 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     shape = op.inputs[0].shape
     pairs = [(PLAIN, PLAIN)]
     spatial = len(shape) >= 3 and all(axis >= 2 for axis in op.attr("axes"))
-    if spatial and shape[1] > 1 and op.inputs[0].dtype.startswith("float"):
-        blocked = Layout(traits.lanes)
-        pairs.append((blocked, PLAIN))
-        if len(workload.output.shape) >= 3:
-            pairs.append((blocked, blocked))
+    if spatial and shape[1] > 1:
+        for blocked in channel_layouts(shape[1], [op.inputs[0].dtype], traits):
+            pairs.append((blocked, PLAIN))
+            if len(workload.output.shape) >= 3:
+                pairs.append((blocked, blocked))
     return tuple(
         candidate(
             "reduce" + (".from_blocked" if source.block and not target.block else ""),

@@ -17,7 +17,16 @@ import numpy as np
 from tvm import tirx
 
 from schedules import nest
-from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+    channel_layouts,
+)
 from schedules.nest import Buffer, Stmt
 from schedules.vectors import (
     Frame,
@@ -62,9 +71,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     op = workload.op
     if op.kind != "resize2d":
         return ()
-    layouts = [PLAIN]
-    if op.output.dtype.startswith("float"):
-        layouts.append(Layout(traits.lanes))
+    layouts = (PLAIN, *channel_layouts(op.output.shape[1], [op.output.dtype], traits))
     method = op.attr("method")
     flops = {"nearest": 1.0, "linear": 8.0, "cubic": 40.0}[method]
     return tuple(

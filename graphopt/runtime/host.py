@@ -8,9 +8,11 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from graphopt.runtime.tiles import tiles_allowed
+
 # LLVM's name of each instruction-set extension that compiled code may contain, and the flag that
-# the Linux kernel shows when the processor has it and the system enables it. Left out is what LLVM
-# never generates by itself (cryptography, AMX): needing it would only refuse machines.
+# the Linux kernel shows when the processor has it and the system enables it. Left out is what neither
+# LLVM generates by itself nor a kernel asks for (cryptography): needing it would only refuse machines.
 X86_FLAGS = {
     "sse": "sse",
     "sse2": "sse2",
@@ -47,7 +49,11 @@ X86_FLAGS = {
     "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16",
     "avx512fp16": "avx512_fp16",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
 }
+_TILES = frozenset({"amx-tile", "amx-int8"})
+"""What needs the system's permission beside the processor."""
 AARCH64_FLAGS = {
     "fp-armv8": "fp",
     "neon": "asimd",
@@ -107,7 +113,8 @@ def host_features() -> frozenset[str]:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
         text = ""
-    return parse_cpuinfo(text, host_arch())
+    found = parse_cpuinfo(text, host_arch())
+    return found - _TILES if found & _TILES and not tiles_allowed() else found
 
 
 def _cpu_quota() -> float:

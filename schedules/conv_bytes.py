@@ -1,0 +1,315 @@
+"""Convolutions of unsigned bytes with constant signed bytes, with exact int32 sums.
+
+Channels lie in blocks of up to 64, so that the block of one pixel is a row of a matrix of which
+neighbouring pixels are the next rows; a convolution is a sum over taps of products of such matrices
+with the weights, without any copy of patches. A task takes a band of output rows and a range of
+filters. Where the window hangs over the border, it copies the rows that it reads into scratch with
+padding around, which is small for bytes and in its own cache; elsewhere it reads the image itself.
+
+Numerics: exact; sums wrap as int32 does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from schedules import nest
+from schedules.byte_area import padded_area
+from schedules.byte_tiles import COLUMNS, GROUP, MOST_ROWS, Frame, Place, Step, TilePlan, TileSums
+from schedules.conv_common import Conv, ceil_div, dimensions, traffic
+from schedules.conv_loops import parallel_grid
+from schedules.epilogue import operand_layouts
+from schedules.interface import (
+    Candidate,
+    Cost,
+    Knob,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+    channel_block,
+)
+from schedules.nest import Buffer, Split, Stmt, as_written
+from schedules.space import tunable
+
+FEWEST_CHANNELS = 16
+"""Below this, most of a block would be empty."""
+
+
+@dataclass(frozen=True)
+class ByteWeights:
+    """Packs int8 (O,C,KH,KW) as (panels, blocks, KH, KW, block / 4, panel, 4), zeros where neither
+    a filter nor a channel is."""
+
+    block: int
+    panel: int
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """See the class."""
+        panels, blocks, high, wide, groups, panel, _ = self.packed_shape(array.shape)
+        padded = np.zeros((panels * panel, blocks * self.block, high, wide), array.dtype)
+        padded[: array.shape[0], : array.shape[1]] = array
+        split = padded.reshape(panels, panel, blocks, groups, GROUP, high, wide)
+        return np.ascontiguousarray(split.transpose(0, 2, 5, 6, 3, 1, 4))
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of pack()'s result."""
+        filters, channels, *kernel = shape
+        outer = (ceil_div(filters, self.panel), ceil_div(channels, self.block), *kernel)
+        return (*outer, self.block // GROUP, self.panel, GROUP)
+
+
+@dataclass(frozen=True)
+class BytesPlan:
+    """How a convolution is cut.
+
+    pixels: of one row of the output, in a tile. tiles, vectors: of pixels and of filters that are
+    summed at once. bands, splits: parts of the output's rows and of its filters that are tasks.
+    """
+
+    pixels: int
+    tiles: int
+    vectors: int
+    bands: int
+    splits: int
+
+
+def width_of(conv: Conv) -> int:
+    """Pixels of a row: a 1×1 convolution takes the image as one."""
+    return conv.out_height * conv.out_width if conv.pointwise else conv.out_width
+
+
+@dataclass(frozen=True)
+class Band:
+    """`rows` output rows from `y` on, in each `tiles` tiles of pixels from `tile` on."""
+
+    n: PrimExpr
+    y: PrimExpr
+    rows: int
+    tile: PrimExpr
+    tiles: int
+
+
+class _Kernel:
+    """Emits one kernel."""
+
+    def __init__(self, workload: Workload, conv: Conv, traits: TargetTraits, plan: BytesPlan):
+        self.workload, self.conv, self.plan = workload, conv, plan
+        self.block = channel_block(conv.channels)
+        self.blocks = ceil_div(conv.channels, self.block)
+        self.tile = TilePlan(plan.pixels, self.block, plan.tiles, plan.vectors)
+        packing = ByteWeights(self.block, self.tile.panel)
+        target = output_layout(workload, traits)
+        self.frame = Frame(workload, Layout(self.block), packing, target)
+
+    def function(self) -> PrimFunc:
+        """The finished function."""
+        plan, conv, zero = self.plan, self.conv, nest.integer(0)
+        across = ceil_div(width_of(conv), plan.pixels)
+        parts = across if conv.pointwise else conv.out_height
+        bands = Split.of(parts, ceil_div(parts, plan.bands))
+        panels = ceil_div(conv.filters, self.tile.panel)
+        splits = Split.of(panels, ceil_div(panels, plan.splits))
+
+        def task(n: PrimExpr, part: PrimExpr, split: PrimExpr) -> Stmt:
+            def band(start: PrimExpr, size: int) -> Band:
+                if conv.pointwise:
+                    return Band(n, zero, 1, start, size)
+                return Band(n, start, size, zero, across)
+
+            return splits.part(
+                split,
+                lambda panel, count: bands.part(
+                    part, lambda start, size: self.band(band(start, size), panel, count)
+                ),
+            )
+
+        return self.frame.function(parallel_grid((conv.batch, bands.count, splits.count), task))
+
+    def band(self, band: Band, first: PrimExpr, panels: int) -> Stmt:
+        """`panels` panels of filters from `first` on of a band."""
+        sums = TileSums(self.tile)
+        full, rest = divmod(band.rows * band.tiles, self.tile.tiles)
+        source, leading, top, prepare = self.source(band)
+
+        def panel(o: PrimExpr) -> Stmt:
+            def some(u: PrimExpr, count: int) -> Stmt:
+                places = [self.place(band, u + t) for t in range(count)]
+                body = partial(self.steps, source, leading, top, places, first + o)
+                stored = [
+                    self.finish(sums, t, band, *place, first + o) for t, place in enumerate(places)
+                ]
+                return nest.sequence(sums.compute(count, body), *stored)
+
+            whole = nest.serial(full, lambda g: some(g * self.tile.tiles, self.tile.tiles), "tiles")
+            last = some(nest.integer(full * self.tile.tiles), rest) if rest else None
+            return nest.sequence(whole if full else None, last)
+
+        return nest.sequence(sums.start(), *prepare, nest.serial(panels, panel, "panel"))
+
+    def place(self, band: Band, u: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
+        """Row within a band, and first pixel, of its tile `u`."""
+        row, at = (nest.integer(0), u) if band.rows == 1 else (u // band.tiles, u % band.tiles)
+        width = width_of(self.conv)
+        start = (band.tile + at) * self.plan.pixels
+        if width % self.plan.pixels:
+            # The last tile of a row begins so early that it is whole.
+            start = tirx.min(start, width - self.plan.pixels)
+        return row, start
+
+    def source(self, band: Band) -> tuple[Buffer, tuple[PrimExpr, ...], PrimExpr, list[Stmt]]:
+        """What a band reads: a buffer, its leading coordinates, its row of the first tap of the
+        first output row, and the statements that fill it."""
+        if not any(self.conv.padding):
+            return self.frame.source, (band.n,), band.y * self.conv.strides[0], []
+        pad = int(self.workload.op.attr("pad_value"))
+        blocks, rows = (nest.integer(0), self.blocks), (band.y, band.rows)
+        area, fill = padded_area(self.frame.source, self.conv, band.n, blocks, rows, pad)
+        return area, (), nest.integer(0), [nest.allocate(area), fill]
+
+    def steps(
+        self,
+        source: Buffer,
+        leading: tuple[PrimExpr, ...],
+        top: PrimExpr,
+        places: list[tuple[PrimExpr, PrimExpr]],
+        panel: PrimExpr,
+        step: Step,
+    ) -> Stmt:
+        """The loops over blocks of channels and taps."""
+        conv = self.conv
+
+        def tap(block: PrimExpr, kh: PrimExpr, kw: PrimExpr) -> Stmt:
+            rows: list[Place] = []
+            for row, x in places:
+                line = top + row * conv.strides[0] + kh * conv.dilation[0]
+                column = x * conv.strides[1] + kw * conv.dilation[1]
+                pixel = (line, column)
+                if conv.pointwise:
+                    pixel = nest.unflatten(x, (conv.height, conv.width))
+                rows.append((*leading, block, *pixel, 0))
+            stride = conv.strides[1] * self.block
+            return step(source, rows, stride, self.frame.weights, (panel, block, kh, kw))
+
+        def row(block: PrimExpr, kh: PrimExpr) -> Stmt:
+            return nest.serial(conv.kernel[1], lambda kw: tap(block, kh, kw), "kw")
+
+        return nest.serial(
+            self.blocks,
+            lambda block: nest.serial(conv.kernel[0], lambda kh: row(block, kh), "kh"),
+            "block",
+        )
+
+    def finish(
+        self, sums: TileSums, t: int, band: Band, row: PrimExpr, start: PrimExpr, panel: PrimExpr
+    ) -> Stmt:
+        """Store the epilogue of the sums of one tile of pixels."""
+        conv = self.conv
+
+        def pixel(p: PrimExpr) -> Stmt:
+            at: tuple[PrimExpr, ...] = (band.y + row, start + p)
+            if conv.pointwise:
+                at = nest.unflatten(start + p, (conv.out_height, conv.out_width))
+            return self.frame.channels(
+                panel, self.tile.vectors, (band.n,), at, lambda c: sums.value(t, p, c)
+            )
+
+        return nest.serial(self.plan.pixels, pixel, "pixel")
+
+
+def output_layout(workload: Workload, traits: TargetTraits) -> Layout:
+    """Blocks of the output's channels: as the next layer of bytes reads them, or one of floats."""
+    output = workload.output
+    if np.dtype(output.dtype).itemsize == 1:
+        return Layout(channel_block(output.shape[1]))
+    return Layout(traits.lanes)
+
+
+def bytes_conv(workload: Workload, traits: TargetTraits) -> Conv | None:
+    """The dimensions of a convolution over two axes of uint8 with constant int8, where there are
+    tiles; None if it is another."""
+    op = workload.op
+    if op.kind != "conv_integer" or not traits.amx or not op.constant[1]:
+        return None
+    if [sig.dtype for sig in op.inputs] != ["uint8", "int8"] or len(op.output.shape) != 4:
+        return None
+    return dimensions(workload)
+
+
+def plan_of(conv: Conv, traits: TargetTraits) -> BytesPlan:
+    """The default cut."""
+    vectors = min(2, ceil_div(conv.filters, COLUMNS))
+    width = width_of(conv)
+    pixels = ceil_div(width, ceil_div(width, MOST_ROWS))
+    parts = ceil_div(width, pixels) * (1 if conv.pointwise else conv.out_height)
+    tasks = 1 if traits.threads == 1 else 2 * traits.threads
+    image = conv.batch * conv.channels * conv.height * conv.width
+    weights = conv.channels * conv.filters * conv.kernel[0] * conv.kernel[1]
+    # What all tasks read in full should be the smaller.
+    bands, splits = (1, tasks) if weights > image else (tasks, 1)
+    panels = ceil_div(conv.filters, vectors * COLUMNS)
+    rows = ceil_div(width, pixels) if conv.pointwise else conv.out_height
+    return BytesPlan(pixels, min(2, parts), vectors, min(bands, rows), min(splits, panels))
+
+
+def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
+    """The kernel for a conv_integer of one group and channels enough to fill a block."""
+    conv = bytes_conv(workload, traits)
+    if conv is None or conv.groups != 1 or conv.channels < FEWEST_CHANNELS:
+        return ()
+    default = plan_of(conv, traits)
+    parts = 4 * traits.threads
+    knobs = (
+        Knob("pixels", tuple(range(4, MOST_ROWS + 1))),
+        Knob("tiles", (1, 2, 3)),
+        Knob("vectors", (1, 2, 3)),
+        Knob("bands", tuple(range(1, parts + 1))),
+        Knob("splits", tuple(range(1, parts + 1))),
+    )
+    values = {knob.name: int(getattr(default, knob.name)) for knob in knobs}
+    return (tunable(knobs, values, partial(_decided, workload, conv, traits)),)
+
+
+def _decided(
+    workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
+    """The kernel with these decisions."""
+    plan = BytesPlan(**values)
+    source, target = Layout(channel_block(conv.channels)), output_layout(workload, traits)
+    tile = TilePlan(plan.pixels, source.block, plan.tiles, plan.vectors)
+    width = width_of(conv)
+    parts = ceil_div(width, plan.pixels) if conv.pointwise else conv.out_height
+    panels = ceil_div(conv.filters, tile.panel)
+    if not tile.fits or plan.pixels > width or plan.bands > parts or plan.splits > panels:
+        return None
+    operands = operand_layouts(workload.epilogue, workload.output, target)
+    steps = ceil_div(conv.channels, source.block) * conv.kernel[0] * conv.kernel[1]
+    return Candidate(
+        name="conv_integer.tiles",
+        layouts=(source, ByteWeights(source.block, tile.panel), *operands),
+        output=target,
+        cost=Cost(2.0 * conv.macs, traffic(workload), share(tile, steps)),
+        compute=lambda: _Kernel(workload, conv, traits, plan).function(),
+        schedule=as_written,
+    )
+
+
+def share(tile: TilePlan, steps: int) -> float:
+    """Multiples of the peak of float multiply-adds that a tile of so many steps reaches.
+
+    A step takes as long as its products, or its loads; storing a sum and its epilogue as long as
+    several steps (fitted to the convolutions of ResNet-50).
+    """
+    products = tile.tiles * tile.vectors * max(tile.rows, 8)
+    loads = 0.5 * (tile.tiles * tile.rows + tile.vectors * tile.terms / GROUP)
+    epilogue = 10 * tile.rows * tile.tiles * tile.vectors
+    cycles = steps * max(products, loads) * 1.3 + epilogue
+    macs = steps * tile.tiles * tile.rows * tile.terms * tile.panel
+    return macs / cycles / 32
