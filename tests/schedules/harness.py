@@ -26,6 +26,7 @@ os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
 
 AVX512 = TargetTraits("x86_64", vector_bytes=64, vector_registers=32, vnni=True)
 AVX2 = TargetTraits("x86_64", vector_bytes=32, vector_registers=16)
+AMX = TargetTraits("x86_64", vector_bytes=64, vector_registers=32, vnni=True, amx=True)
 SSE = TargetTraits("x86_64", vector_bytes=16, vector_registers=16, fma=False)
 ALL_TRAITS = (AVX512, AVX2, SSE)
 
@@ -39,7 +40,9 @@ def host_target(traits: TargetTraits) -> Any:
     has_avx512 = tvm.target.codegen.llvm_cpu_has_features(
         "avx512f", tvm.target.Target({"kind": "llvm", "mcpu": host})
     )
-    if traits.vector_bytes >= 64 and has_avx512:
+    if traits.amx:
+        mcpu = "sapphirerapids"
+    elif traits.vector_bytes >= 64 and has_avx512:
         mcpu = "cascadelake" if traits.vnni else "skylake-avx512"
     elif traits.vector_bytes >= 32:
         mcpu = "haswell"

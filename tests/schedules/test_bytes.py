@@ -1,0 +1,286 @@
+"""Kernels of bytes in tiles, against NumPy: exact sums, and what an epilogue makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from harness import AMX, AVX512, host_target, run_candidate, scheduled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_integer_products import convolution
+
+from graphopt.runtime.host import host_features
+from schedules import conv_bytes, conv_bytes_depthwise, conv_bytes_narrow, matmul_bytes
+from schedules.byte_tiles import TilePlan
+from schedules.interface import (
+    Candidate,
+    Epilogue,
+    Layout,
+    Op,
+    Step,
+    TargetTraits,
+    TensorSig,
+    Workload,
+    channel_block,
+)
+
+needs_tiles = pytest.mark.skipif(
+    "amx-int8" not in host_features(), reason="this machine has no AMX, or does not let us use it"
+)
+FAMILIES = (conv_bytes, conv_bytes_narrow, conv_bytes_depthwise)
+THREE = replace(AMX, threads=3)
+
+
+def requantized(op: Op, channel: int) -> Workload:
+    """`op` with a bias, a scale for each of `channel`'s elements, and an offset result in bytes."""
+    rank = len(op.output.shape)
+    shape = tuple(op.output.shape[i] if i == channel % rank else 1 for i in range(rank))
+    steps = (
+        Step("add", (0, 1)),
+        Step("cast", (3,), (("dtype", "float32"),)),
+        Step("multiply", (4, 2)),
+        Step("constant", (), (("dtype", "float32"), ("value", 0.75))),
+        Step("constant", (), (("dtype", "uint8"), ("value", 90))),
+        Step("requantize", (5, 6, 7)),
+    )
+    operands = (TensorSig(shape, "int32"), TensorSig(shape))
+    return Workload(op, Epilogue(operands, steps, "uint8", (True, True)))
+
+
+def conv(
+    image: tuple[int, ...],
+    filters: tuple[int, ...],
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Op:
+    groups = image[1] // filters[1]
+    size = [
+        (image[2 + i] + padding[i] + padding[2 + i] - dilation[i] * (filters[2 + i] - 1) - 1)
+        // strides[i]
+        + 1
+        for i in range(2)
+    ]
+    attrs = {
+        "strides": strides,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "pad_value": 7,
+    }
+    return Op(
+        "conv_integer",
+        (TensorSig(image, "uint8"), TensorSig(filters, "int8")),
+        TensorSig((image[0], filters[0], *size), "int32"),
+        tuple(attrs.items()),
+        (False, True),
+    )
+
+
+def matmul(a: tuple[int, ...], b: tuple[int, ...], transposed: bool) -> Op:
+    columns = b[-2] if transposed else b[-1]
+    return Op(
+        "matmul",
+        (TensorSig(a, "uint8"), TensorSig(b, "int8")),
+        TensorSig((*a[:-1], columns), "int32"),
+        (("transpose_b", transposed),),
+        (False, True),
+    )
+
+
+def inputs_of(workload: Workload, seed: int = 1) -> list[np.ndarray]:
+    """The whole range of bytes; biases and scales such that results saturate now and then."""
+    rng = np.random.default_rng(seed)
+    terms = np.prod(workload.op.inputs[1].shape[1:]) + 1
+    draw = {
+        "uint8": lambda shape: rng.integers(0, 256, shape),
+        "int8": lambda shape: rng.integers(-128, 128, shape),
+        "int32": lambda shape: rng.integers(-5000, 5000, shape),
+        "float32": lambda shape: rng.random(shape) * 0.02 / np.sqrt(terms),
+    }
+    return [draw[sig.dtype](sig.shape).astype(sig.dtype) for sig in workload.inputs]
+
+
+def finished(workload: Workload, sums: np.ndarray, inputs: list[np.ndarray]) -> np.ndarray:
+    if not workload.epilogue.steps:
+        return sums.astype(np.int32)
+    value = (sums + inputs[2]).astype(np.float32) * inputs[3] * np.float32(0.75)
+    return np.clip(np.rint(value) + 90, 0, 255).astype(np.uint8)
+
+
+def check(workload: Workload, candidate: Candidate, traits: TargetTraits, seed: int = 1) -> None:
+    inputs = inputs_of(workload, seed)
+    op = workload.op
+    if op.kind == "matmul":
+        right = inputs[1].astype("i8")
+        sums = inputs[0].astype("i8") @ (
+            right.swapaxes(-1, -2) if op.attr("transpose_b") else right
+        )
+    else:
+        sums = convolution(inputs[0], inputs[1], dict(op.attrs))
+    want = finished(workload, sums, inputs)
+    np.testing.assert_array_equal(run_candidate(candidate, workload, inputs, traits), want)
+
+
+CONVOLUTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("tiles", {"image": (1, 64, 9, 9), "filters": (64, 64, 3, 3), "padding": (1, 1, 1, 1)}),
+    ("tiles", {"image": (2, 70, 6, 5), "filters": (33, 70, 1, 1)}),
+    ("tiles", {"image": (1, 130, 7, 7), "filters": (96, 130, 1, 1), "strides": (2, 2)}),
+    ("tiles", {"image": (1, 16, 20, 1), "filters": (200, 16, 5, 1), "padding": (0, 0, 4, 0)}),
+    (
+        "tiles",
+        {
+            "image": (2, 24, 13, 37),
+            "filters": (40, 24, 3, 2),
+            "strides": (2, 3),
+            "padding": (0, 2, 1, 1),
+            "dilation": (2, 3),
+        },
+    ),
+    (
+        "tiles[narrow]",
+        {
+            "image": (1, 3, 33, 31),
+            "filters": (20, 3, 7, 7),
+            "strides": (2, 2),
+            "padding": (3, 3, 3, 3),
+        },
+    ),
+    ("tiles[narrow]", {"image": (2, 1, 9, 20), "filters": (17, 1, 3, 19)}),
+    (
+        "tiles[narrow]",
+        {
+            "image": (1, 13, 6, 7),
+            "filters": (5, 13, 4, 5),
+            "strides": (1, 3),
+            "padding": (1, 0, 0, 2),
+        },
+    ),
+    (
+        "depthwise",
+        {"image": (1, 96, 8, 17), "filters": (96, 1, 3, 3), "padding": (1, 1, 1, 1)},
+    ),
+    (
+        "depthwise",
+        {
+            "image": (2, 35, 12, 9),
+            "filters": (35, 1, 5, 3),
+            "strides": (2, 1),
+            "padding": (2, 0, 1, 2),
+            "dilation": (1, 2),
+        },
+    ),
+]
+
+
+def offered(workload: Workload, traits: TargetTraits = AMX) -> Candidate:
+    (candidate,) = [c for family in FAMILIES for c in family.candidates(workload, traits)]
+    return candidate
+
+
+@needs_tiles
+@pytest.mark.parametrize("traits", [AMX, THREE], ids=["one", "three"])
+@pytest.mark.parametrize(("name", "shape"), CONVOLUTIONS, ids=str)
+def test_convolutions(name, shape, traits):
+    workload = requantized(conv(**shape), 1)
+    candidate = offered(workload, traits)
+    assert candidate.name == f"conv_integer.{name}"
+    check(workload, candidate, traits)
+
+
+@needs_tiles
+@pytest.mark.parametrize("output", ["int32", "float32"])
+def test_sums_that_stay_integers_or_become_floats_lie_as_float_kernels_read_them(output):
+    op = conv((1, 48, 5, 6), (30, 48, 3, 3), padding=(1, 1, 1, 1))
+    epilogue = Epilogue((), (), "int32")
+    if output == "float32":
+        epilogue = Epilogue((), (Step("cast", (0,), (("dtype", "float32"),)),), "float32")
+    workload = Workload(op, epilogue)
+    candidate = offered(workload)
+    assert candidate.output == Layout(16)
+    inputs = inputs_of(workload)
+    found = run_candidate(candidate, workload, inputs, AMX)
+    np.testing.assert_array_equal(found, convolution(inputs[0], inputs[1], dict(op.attrs)))
+
+
+@needs_tiles
+@pytest.mark.parametrize(
+    ("a", "b", "transposed"),
+    [
+        ((1, 512), (512, 100), False),
+        ((3, 17, 100), (100, 30), False),
+        ((2, 3, 33, 70), (65, 70), True),
+        ((5, 7), (7, 3), False),
+        ((2, 64, 64), (1, 48, 64), True),
+    ],
+    ids=str,
+)
+def test_products(a, b, transposed):
+    workload = requantized(matmul(a, b, transposed), -1)
+    for traits in (AMX, THREE):
+        (candidate,) = matmul_bytes.candidates(workload, traits)
+        check(workload, candidate, traits)
+
+
+@needs_tiles
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_every_kernel_of_a_space_is_exact(data):
+    name, shape = data.draw(st.sampled_from(CONVOLUTIONS))
+    workload = requantized(conv(**shape), 1)
+    space = offered(workload, THREE).space
+    assert space is not None, name
+    values = {knob.name: data.draw(st.sampled_from(knob.values)) for knob in space.knobs}
+    made = space.make(values)
+    if made is not None:
+        check(workload, made, THREE)
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        requantized(conv((1, 64, 5, 5), (64, 64, 3, 3)), 1),
+        requantized(matmul((4, 64), (64, 64), False), -1),
+    ],
+    ids=["conv", "matmul"],
+)
+def test_they_are_offered_only_where_there_are_tiles_and_the_weights_are_constant(workload):
+    families = [*FAMILIES, matmul_bytes]
+    assert any(family.candidates(workload, AMX) for family in families)
+    varying = replace(workload, op=replace(workload.op, constant=(False, False)))
+    signed = (TensorSig(workload.op.inputs[0].shape, "int8"), workload.op.inputs[1])
+    other = replace(workload, op=replace(workload.op, inputs=signed))
+    for family in families:
+        assert not family.candidates(workload, AVX512)
+        assert not family.candidates(varying, AMX)
+        assert not family.candidates(other, AMX)
+
+
+@pytest.mark.parametrize(("name", "shape"), CONVOLUTIONS, ids=str)
+def test_code_for_another_machine_multiplies_tiles(name, shape):
+    candidate = offered(requantized(conv(**shape), 1))
+    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
+        module = tvm.driver.build(
+            tvm.IRModule({"main": scheduled(candidate)}), target=host_target(AMX)
+        )
+    assert ("tdpbusd" in module.inspect_source("asm")) == ("tiles" in name)
+
+
+@given(st.integers(1, 5000))
+def test_blocks_of_channels_are_short_and_hardly_padded(channels):
+    block = channel_block(channels)
+    assert block % 16 == 0
+    assert block <= 64
+    blocks = -(-channels // block)
+    assert blocks == -(-channels // 64), "no more rows of tiles than with the widest block"
+    assert blocks * block - channels < 16 * blocks
+
+
+def test_a_plan_may_not_use_more_tiles_than_there_are():
+    assert TilePlan(16, 64, 2, 2).fits
+    assert TilePlan(16, 64, 3, 1).fits
+    assert not TilePlan(16, 64, 2, 3).fits
