@@ -1,21 +1,21 @@
-"""Sums of products of bytes in tiles: `tiles` × `vectors` tiles of int32, in AMX's registers.
+"""Sums of products of bytes, in `tiles` × `vectors` tiles of int32: how they are computed here.
 
 Rows are what is next to each other in an image (pixels) or a matrix; columns are filters. A step
-multiplies as many consecutive bytes of each row as `terms` with the weights of as many terms.
+multiplies as many consecutive bytes of each row as `terms` with the weights of as many terms. The
+sums are in AMX's tiles, or else in vector registers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from tvm import tirx
 
 from schedules import amx, nest
-from schedules.conv_common import ceil_div
-from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.interface import Layout, Packing, PrimExpr, PrimFunc, Workload
+from schedules.byte_dots import add_products, can_multiply
+from schedules.interface import PrimExpr, TargetTraits
 from schedules.nest import Buffer, Stmt
 
 GROUP = 4
@@ -38,10 +38,12 @@ class TilePlan:
     tiles: int
     vectors: int
 
-    @property
-    def fits(self) -> bool:
+    def fits(self, traits: TargetTraits) -> bool:
         """Whether there are registers enough."""
-        return self.tiles * self.vectors + self.tiles + self.vectors <= amx.TILES
+        if traits.amx:
+            return self.tiles * self.vectors + self.tiles + self.vectors <= amx.TILES
+        parts = self.vectors * COLUMNS // traits.lanes
+        return self.tiles == 1 and (self.rows + 1) * parts + 3 <= traits.vector_registers
 
     @property
     def panel(self) -> int:
@@ -49,8 +51,82 @@ class TilePlan:
         return self.vectors * COLUMNS
 
 
-class TileSums:
+def usual_tile(width: int, parts: int, filters: int, terms: int, traits: TargetTraits) -> TilePlan:
+    """The default for `parts` times `width` rows: equal tiles of each width, as large as fit.
+
+    Args:
+        filters: columns in all. terms: of a step.
+    """
+    vectors = min(2 if traits.lanes == COLUMNS else 1, -(-filters // COLUMNS))
+    most = MOST_ROWS
+    if not traits.amx:
+        most = max(1, (traits.vector_registers - 3) // (vectors * COLUMNS // traits.lanes) - 1)
+    across = -(-width // most)
+    tiles = min(2, parts * across) if traits.amx else 1
+    return TilePlan(-(-width // across), terms, tiles, vectors)
+
+
+Step: TypeAlias = "Callable[[Buffer, Sequence[Place], int, Buffer, Place], Stmt]"
+"""One step: the source and where the first bytes of each tile's rows are, the bytes from a row to
+the next, the packed weights, and the leading coordinates of those (terms / 4, panel, 4) to use."""
+
+
+class Sums(Protocol):
     """The sums of one piece of code, and where they are when they are complete."""
+
+    def start(self) -> Stmt:
+        """To stand once before all others."""
+        ...
+
+    def compute(self, tiles: int, steps: Callable[[Step], Stmt]) -> Stmt:
+        """The first `tiles` tiles of rows; `steps(step)` is the loop over all steps."""
+        ...
+
+    def value(self, t: int, row: PrimExpr, column: PrimExpr) -> PrimExpr:
+        """A sum, after compute()."""
+        ...
+
+    def each_row(self, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+        """body(row) for the rows of a tile."""
+        ...
+
+
+def sums_of(plan: TilePlan, traits: TargetTraits) -> Sums:
+    """What the processor has for these sums."""
+    return TileSums(plan) if traits.amx else RegisterSums(plan, traits)
+
+
+def has_sums(traits: TargetTraits) -> bool:
+    """Whether there are instructions for such sums."""
+    return traits.amx or can_multiply(traits)
+
+
+def way(traits: TargetTraits) -> str:
+    """Name of how sums are computed, for the names of candidates."""
+    return "tiles" if traits.amx else "dots"
+
+
+def share(tile: TilePlan, steps: int, traits: TargetTraits) -> float:
+    """Multiples of the peak of float multiply-adds that a tile of so many steps reaches.
+
+    A step takes as long as its products, or its loads; storing a sum and its epilogue as long as
+    several steps (fitted to the convolutions of ResNet-50).
+    """
+    if traits.amx:
+        products = tile.tiles * tile.vectors * max(tile.rows, 8)
+        loads = 0.5 * (tile.tiles * tile.rows + tile.vectors * tile.terms / GROUP)
+        step = 1.3 * max(products, loads)
+    else:
+        parts = tile.vectors * COLUMNS // traits.lanes
+        each = 0.5 if traits.vnni else 2.0
+        step = tile.terms / GROUP * max(each * tile.rows * parts, 4.0) * 1.2
+    epilogue = 10 * tile.rows * tile.tiles * tile.vectors
+    macs = steps * tile.tiles * tile.rows * tile.terms * tile.panel
+    return macs / (steps * step + epilogue) / (2 * traits.lanes)
+
+
+class TileSums:
+    """In AMX's tiles; complete ones are stored in a worker's scratch."""
 
     def __init__(self, plan: TilePlan) -> None:
         self.plan = plan
@@ -58,7 +134,7 @@ class TileSums:
         self._buffer: Buffer = nest.buffer(shape, "int32", "sums", "local")
 
     def start(self) -> Stmt:
-        """To stand once before all others."""
+        """See Sums."""
         plan = self.plan
         shapes = [(plan.rows, 4 * COLUMNS)] * (plan.tiles * plan.vectors)
         shapes += [(plan.rows, plan.terms)] * plan.tiles
@@ -69,11 +145,13 @@ class TileSums:
         return nest.sequence(amx.configure(shapes), nest.allocate(self._buffer), whole)
 
     def compute(self, tiles: int, steps: Callable[[Step], Stmt]) -> Stmt:
-        """The first `tiles` tiles of rows; `steps(step)` is the loop over all steps."""
+        """See Sums."""
         plan = self.plan
         used = [(t, v) for t in range(tiles) for v in range(plan.vectors)]
 
-        def step(source: Buffer, rows: Sequence[Place], stride: int, weights: Buffer, at: Place):  # type: ignore[no-untyped-def]
+        def step(
+            source: Buffer, rows: Sequence[Place], stride: int, weights: Buffer, at: Place
+        ) -> Stmt:
             first = plan.tiles * plan.vectors
             loads = [amx.load(first + t, source, rows[t], stride) for t in range(tiles)]
             first += plan.tiles
@@ -93,66 +171,86 @@ class TileSums:
         clear = [amx.clear(self._sums(t, v)) for t, v in used]
         return nest.sequence(*clear, steps(step), *stores)
 
-    def value(self, t: PrimExpr | int, row: PrimExpr, column: PrimExpr) -> PrimExpr:
-        """A sum, after compute()."""
+    def value(self, t: int, row: PrimExpr, column: PrimExpr) -> PrimExpr:
+        """See Sums."""
         return nest.read(self._buffer, t, row, column)
+
+    def each_row(self, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+        """See Sums."""
+        return nest.serial(self.plan.rows, body, "row")
 
     def _sums(self, t: int, v: int) -> int:
         return t * self.plan.vectors + v
 
 
-Step: TypeAlias = "Callable[[Buffer, Sequence[Place], int, Buffer, Place], Stmt]"
-"""One step: the source and where the first bytes of each tile's rows are, the bytes from a row to
-the next, the packed weights, and the leading coordinates of those (terms / 4, panel, 4) to use."""
+class RegisterSums:
+    """In vector registers, one tile of rows at a time."""
 
+    def __init__(self, plan: TilePlan, traits: TargetTraits) -> None:
+        self.plan, self.traits = plan, traits
+        self._buffer: Buffer = nest.buffer((plan.rows, plan.panel), "int32", "sums", "local")
 
-class Frame:
-    """The buffers of a kernel of bytes with constant weights: source, weights, operands, result."""
+    def start(self) -> Stmt:
+        """See Sums."""
+        return nest.allocate(self._buffer)
 
-    def __init__(self, workload: Workload, source: Layout, weights: Packing, target: Layout):
-        first, second = workload.op.inputs[:2]
-        self.workload, self.target = workload, target
-        self.source = nest.buffer(source.physical(first.shape), first.dtype, "source")
-        self.weights = nest.buffer(weights.packed_shape(second.shape), second.dtype, "weights")
-        where = operand_layouts(workload.epilogue, workload.output, target)
-        self._operands = [
-            nest.buffer(layout.physical(sig.shape), sig.dtype, f"operand{i}")
-            for i, (sig, layout) in enumerate(zip(workload.epilogue.operands, where, strict=True))
-        ]
-        shape = target.physical(workload.output.shape)
-        self._result = nest.buffer(shape, workload.output.dtype, "result")
+    def compute(self, tiles: int, steps: Callable[[Step], Stmt]) -> Stmt:
+        """See Sums."""
+        assert tiles == 1, "registers hold one tile"
+        plan, lanes = self.plan, self.traits.lanes
+        zero = tirx.const(0, "int32")
 
-    def finish(self, value: PrimExpr, index: Sequence[PrimExpr]) -> Stmt:
-        """Store the epilogue of a sum at physical `index` of the output."""
-        operands = [nest.reader(buffer) for buffer in self._operands]
-        element = apply_epilogue(self.workload, value, operands, self.target, index)
-        return nest.write(self._result, element, *index)
+        def columns(first: int) -> PrimExpr:
+            return tirx.Ramp(nest.integer(first), nest.integer(1), lanes)
 
-    def channels(
-        self,
-        panel: PrimExpr,
-        vectors: int,
-        leading: Sequence[PrimExpr],
-        position: Sequence[PrimExpr],
-        value: Callable[[PrimExpr], PrimExpr],
-    ) -> Stmt:
-        """Store one panel of filters at one position of a blocked output of `leading` axes."""
-        each = self.target.block // COLUMNS
-        groups = ceil_div(self.workload.output.shape[1], self.target.block) * each
+        def step(
+            source: Buffer, rows: Sequence[Place], stride: int, weights: Buffer, at: Place
+        ) -> Stmt:
+            *outer, last = rows[0]
+            words = str(source.dtype) == "int32"
 
-        def vector(v: PrimExpr) -> Stmt:
-            group = panel * vectors + v
+            def add(k: PrimExpr) -> Stmt:
+                stmts: list[Stmt] = []
+                held = []
+                for first in range(0, plan.panel, lanes):
+                    group = tirx.Ramp(nest.integer(0), nest.integer(1), GROUP * lanes)
+                    weight = tirx.Var("weight", f"int8x{GROUP * lanes}")
+                    stmts.append(tirx.Bind(weight, nest.read(weights, *at, k, first, group)))
+                    held.append((first, weight))
+                for row in range(plan.rows):
+                    word = tirx.Var("word", "int32")
+                    if words:
+                        read = nest.read(source, *outer, last + row * (stride // GROUP) + k)
+                    else:
+                        byte = last + row * stride + GROUP * k
+                        four = nest.read(source, *outer, tirx.Ramp(byte, nest.integer(1), GROUP))
+                        read = tirx.reinterpret("int32", four)
+                    stmts.append(tirx.Bind(word, read))
+                    for first, weight in held:
+                        total = nest.read(self._buffer, row, columns(first))
+                        total = add_products(total, word, weight, self.traits)
+                        stmts.append(nest.write(self._buffer, total, row, columns(first)))
+                return nest.sequence(*stmts, tirx.Evaluate(0))
 
-            def lane(x: PrimExpr) -> Stmt:
-                index = (*leading, group // each, *position, group % each * COLUMNS + x)
-                return self.finish(value(v * COLUMNS + x), index)
+            return nest.serial(plan.terms // GROUP, add, "k")
 
-            stored = nest.vectorized(COLUMNS, lane)
-            return nest.branch(groups % vectors == 0 or group < groups, stored)
+        clear = nest.unrolled(
+            plan.rows,
+            lambda r: nest.unrolled(
+                plan.panel // lanes,
+                lambda v: nest.vectorized(
+                    lanes, lambda x: nest.write(self._buffer, zero, r, v * lanes + x)
+                ),
+            ),
+        )
+        return nest.sequence(clear, steps(step))
 
-        return nest.unrolled(vectors, vector)
+    def value(self, t: int, row: PrimExpr, column: PrimExpr) -> PrimExpr:
+        """See Sums."""
+        assert t == 0
+        return nest.read(self._buffer, row, column)
 
-    def function(self, *nests: Stmt) -> PrimFunc:
-        """The finished function."""
-        parameters = [self.source, self.weights, *self._operands, self._result]
-        return nest.function(parameters, nest.sequence(*nests))
+    def each_row(self, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+        """See Sums."""
+        # Unrolled, or the sums would not be registers.
+        return nest.unrolled(self.plan.rows, body, "row")

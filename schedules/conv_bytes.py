@@ -21,7 +21,20 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.byte_area import padded_area
-from schedules.byte_tiles import COLUMNS, GROUP, MOST_ROWS, Frame, Place, Step, TilePlan, TileSums
+from schedules.byte_frame import Frame
+from schedules.byte_tiles import (
+    GROUP,
+    MOST_ROWS,
+    Place,
+    Step,
+    Sums,
+    TilePlan,
+    has_sums,
+    share,
+    sums_of,
+    usual_tile,
+    way,
+)
 from schedules.conv_common import Conv, ceil_div, dimensions, traffic
 from schedules.conv_loops import parallel_grid
 from schedules.epilogue import operand_layouts
@@ -101,7 +114,7 @@ class _Kernel:
     """Emits one kernel."""
 
     def __init__(self, workload: Workload, conv: Conv, traits: TargetTraits, plan: BytesPlan):
-        self.workload, self.conv, self.plan = workload, conv, plan
+        self.workload, self.conv, self.plan, self.traits = workload, conv, plan, traits
         self.block = channel_block(conv.channels)
         self.blocks = ceil_div(conv.channels, self.block)
         self.tile = TilePlan(plan.pixels, self.block, plan.tiles, plan.vectors)
@@ -135,7 +148,7 @@ class _Kernel:
 
     def band(self, band: Band, first: PrimExpr, panels: int) -> Stmt:
         """`panels` panels of filters from `first` on of a band."""
-        sums = TileSums(self.tile)
+        sums = sums_of(self.tile, self.traits)
         full, rest = divmod(band.rows * band.tiles, self.tile.tiles)
         source, leading, top, prepare = self.source(band)
 
@@ -208,7 +221,7 @@ class _Kernel:
         )
 
     def finish(
-        self, sums: TileSums, t: int, band: Band, row: PrimExpr, start: PrimExpr, panel: PrimExpr
+        self, sums: Sums, t: int, band: Band, row: PrimExpr, start: PrimExpr, panel: PrimExpr
     ) -> Stmt:
         """Store the epilogue of the sums of one tile of pixels."""
         conv = self.conv
@@ -221,7 +234,7 @@ class _Kernel:
                 panel, self.tile.vectors, (band.n,), at, lambda c: sums.value(t, p, c)
             )
 
-        return nest.serial(self.plan.pixels, pixel, "pixel")
+        return sums.each_row(pixel)
 
 
 def output_layout(workload: Workload, traits: TargetTraits) -> Layout:
@@ -236,7 +249,7 @@ def bytes_conv(workload: Workload, traits: TargetTraits) -> Conv | None:
     """The dimensions of a convolution over two axes of uint8 with constant int8, where there are
     tiles; None if it is another."""
     op = workload.op
-    if op.kind != "conv_integer" or not traits.amx or not op.constant[1]:
+    if op.kind != "conv_integer" or not has_sums(traits) or not op.constant[1]:
         return None
     if [sig.dtype for sig in op.inputs] != ["uint8", "int8"] or len(op.output.shape) != 4:
         return None
@@ -245,18 +258,16 @@ def bytes_conv(workload: Workload, traits: TargetTraits) -> Conv | None:
 
 def plan_of(conv: Conv, traits: TargetTraits) -> BytesPlan:
     """The default cut."""
-    vectors = min(2, ceil_div(conv.filters, COLUMNS))
-    width = width_of(conv)
-    pixels = ceil_div(width, ceil_div(width, MOST_ROWS))
-    parts = ceil_div(width, pixels) * (1 if conv.pointwise else conv.out_height)
+    width, lines = width_of(conv), 1 if conv.pointwise else conv.out_height
+    tile = usual_tile(width, lines, conv.filters, channel_block(conv.channels), traits)
     tasks = 1 if traits.threads == 1 else 2 * traits.threads
     image = conv.batch * conv.channels * conv.height * conv.width
     weights = conv.channels * conv.filters * conv.kernel[0] * conv.kernel[1]
     # What all tasks read in full should be the smaller.
     bands, splits = (1, tasks) if weights > image else (tasks, 1)
-    panels = ceil_div(conv.filters, vectors * COLUMNS)
-    rows = ceil_div(width, pixels) if conv.pointwise else conv.out_height
-    return BytesPlan(pixels, min(2, parts), vectors, min(bands, rows), min(splits, panels))
+    bands = min(bands, ceil_div(width, tile.rows) if conv.pointwise else lines)
+    splits = min(splits, ceil_div(conv.filters, tile.panel))
+    return BytesPlan(tile.rows, tile.tiles, tile.vectors, bands, splits)
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -287,29 +298,15 @@ def _decided(
     width = width_of(conv)
     parts = ceil_div(width, plan.pixels) if conv.pointwise else conv.out_height
     panels = ceil_div(conv.filters, tile.panel)
-    if not tile.fits or plan.pixels > width or plan.bands > parts or plan.splits > panels:
+    if not tile.fits(traits) or plan.pixels > width or plan.bands > parts or plan.splits > panels:
         return None
     operands = operand_layouts(workload.epilogue, workload.output, target)
     steps = ceil_div(conv.channels, source.block) * conv.kernel[0] * conv.kernel[1]
     return Candidate(
-        name="conv_integer.tiles",
+        name=f"conv_integer.{way(traits)}",
         layouts=(source, ByteWeights(source.block, tile.panel), *operands),
         output=target,
-        cost=Cost(2.0 * conv.macs, traffic(workload), share(tile, steps)),
+        cost=Cost(2.0 * conv.macs, traffic(workload), share(tile, steps, traits)),
         compute=lambda: _Kernel(workload, conv, traits, plan).function(),
         schedule=as_written,
     )
-
-
-def share(tile: TilePlan, steps: int) -> float:
-    """Multiples of the peak of float multiply-adds that a tile of so many steps reaches.
-
-    A step takes as long as its products, or its loads; storing a sum and its epilogue as long as
-    several steps (fitted to the convolutions of ResNet-50).
-    """
-    products = tile.tiles * tile.vectors * max(tile.rows, 8)
-    loads = 0.5 * (tile.tiles * tile.rows + tile.vectors * tile.terms / GROUP)
-    epilogue = 10 * tile.rows * tile.tiles * tile.vectors
-    cycles = steps * max(products, loads) * 1.3 + epilogue
-    macs = steps * tile.tiles * tile.rows * tile.terms * tile.panel
-    return macs / cycles / 32

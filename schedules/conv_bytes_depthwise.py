@@ -18,7 +18,8 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.byte_area import padded_area
-from schedules.byte_tiles import COLUMNS, Frame
+from schedules.byte_frame import Frame
+from schedules.byte_tiles import COLUMNS
 from schedules.conv_bytes import bytes_conv, output_layout
 from schedules.conv_common import Conv, ceil_div, traffic
 from schedules.conv_depthwise import DepthwiseWeights
@@ -140,34 +141,14 @@ class _Kernel:
         )
         reduction = nest.serial(conv.kernel[0], line, "kh")
 
+        group = block * (self.block // COLUMNS) + v
+
         def store(p: PrimExpr) -> Stmt:
-            return self.stored(sums, p, (n, block), (y + r, x + p), v)
+            return self.frame.channels(
+                group, 1, (n,), (y + r, x + p), lambda c: tirx.Cast("int32", nest.read(sums, p, c))
+            )
 
         return nest.sequence(nest.allocate(sums), clear, reduction, nest.unrolled(count, store))
-
-    def stored(
-        self,
-        sums: Buffer,
-        p: PrimExpr,
-        leading: tuple[PrimExpr, PrimExpr],
-        position: tuple[PrimExpr, PrimExpr],
-        v: PrimExpr,
-    ) -> Stmt:
-        """Store the epilogue of one vector of sums."""
-        each = self.frame.target.block // COLUMNS
-        group = leading[1] * (self.block // COLUMNS) + v
-        groups = ceil_div(self.conv.filters, self.frame.target.block) * each
-
-        def lane(c: PrimExpr) -> Stmt:
-            value = tirx.Cast("int32", nest.read(sums, p, c))
-            index = (leading[0], group // each, *position, group % each * COLUMNS + c)
-            if self.block == self.frame.target.block:
-                index = (*leading, *position, v * COLUMNS + c)
-            return self.frame.finish(value, index)
-
-        stored = nest.vectorized(COLUMNS, lane)
-        every = ceil_div(self.conv.channels, self.block) * (self.block // COLUMNS) == groups
-        return nest.branch(every or group < groups, stored)
 
 
 def readers(conv: Conv, count: int) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -187,7 +168,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     if conv.kernel[0] * conv.kernel[1] >= MOST_TAPS:
         return ()
-    most = traits.vector_registers // 2
+    most = max(1, traits.vector_registers // 2 * traits.lanes // COLUMNS)
     values = {
         "pixels": ceil_div(conv.out_width, ceil_div(conv.out_width, most)),
         "bands": min(conv.out_height, ceil_div(2 * traits.threads, 1)),

@@ -19,18 +19,20 @@ import numpy as np
 from tvm import tirx
 
 from schedules import nest
+from schedules.byte_frame import Frame
 from schedules.byte_tiles import (
-    COLUMNS,
     GROUP,
     MOST_ROWS,
     MOST_TERMS,
-    Frame,
     Place,
     Step,
     TilePlan,
-    TileSums,
+    share,
+    sums_of,
+    usual_tile,
+    way,
 )
-from schedules.conv_bytes import FEWEST_CHANNELS, bytes_conv, output_layout, share
+from schedules.conv_bytes import FEWEST_CHANNELS, bytes_conv, output_layout
 from schedules.conv_common import Conv, ceil_div, traffic
 from schedules.conv_loops import parallel_grid
 from schedules.epilogue import operand_layouts
@@ -89,7 +91,7 @@ class _Kernel:
     """Emits one kernel."""
 
     def __init__(self, workload: Workload, conv: Conv, traits: TargetTraits, plan: NarrowPlan):
-        self.workload, self.conv, self.plan = workload, conv, plan
+        self.workload, self.conv, self.plan, self.traits = workload, conv, plan, traits
         self.words = ceil_div(conv.channels, GROUP)
         self.taps = taps_at_once(conv)
         terms = self.taps * self.words * GROUP
@@ -113,7 +115,7 @@ class _Kernel:
     def band(self, n: PrimExpr, y: PrimExpr, rows: int) -> Stmt:
         """`rows` rows of the output from `y` on."""
         conv, plan = self.conv, self.plan
-        sums = TileSums(self.tile)
+        sums = sums_of(self.tile, self.traits)
         across = ceil_div(conv.out_width, plan.pixels)
         full, rest = divmod(rows * across, plan.tiles)
         area, fill = self.copied(n, y, rows)
@@ -149,7 +151,7 @@ class _Kernel:
                             o, plan.vectors, (n,), at, lambda c: sums.value(t, p, c)
                         )
 
-                    return nest.serial(plan.pixels, pixel, "pixel")
+                    return sums.each_row(pixel)
 
                 stored = [finish(t, row, start) for t, (row, start) in enumerate(places)]
                 return nest.sequence(sums.compute(count, steps), *stored)
@@ -225,11 +227,13 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     if conv.dilation != (1, 1):
         return ()
-    pixels = ceil_div(conv.out_width, ceil_div(conv.out_width, MOST_ROWS))
+    taps = taps_at_once(conv)
+    terms = taps * ceil_div(conv.channels, GROUP) * GROUP
+    tile = usual_tile(conv.out_width, conv.out_height, conv.filters, terms, traits)
     values = {
-        "pixels": pixels,
-        "tiles": min(2, conv.out_height * ceil_div(conv.out_width, pixels)),
-        "vectors": min(2, ceil_div(conv.filters, COLUMNS)),
+        "pixels": tile.rows,
+        "tiles": tile.tiles,
+        "vectors": tile.vectors,
         "bands": min(conv.out_height, 4 * traits.threads),
     }
     knobs = (
@@ -248,17 +252,17 @@ def _decided(
     plan = NarrowPlan(**values)
     taps, words = taps_at_once(conv), ceil_div(conv.channels, GROUP)
     tile = TilePlan(plan.pixels, taps * words * GROUP, plan.tiles, plan.vectors)
-    if not tile.fits or plan.pixels > conv.out_width or plan.bands > conv.out_height:
+    if not tile.fits(traits) or plan.pixels > conv.out_width or plan.bands > conv.out_height:
         return None
     target = output_layout(workload, traits)
     steps = conv.kernel[0] * ceil_div(conv.kernel[1], taps)
     operands = operand_layouts(workload.epilogue, workload.output, target)
     useful = conv.channels * conv.kernel[1] / (tile.terms * ceil_div(conv.kernel[1], taps))
     return Candidate(
-        name="conv_integer.tiles[narrow]",
+        name=f"conv_integer.{way(traits)}[narrow]",
         layouts=(PLAIN, NarrowWeights(taps, tile.panel), *operands),
         output=target,
-        cost=Cost(2.0 * conv.macs, traffic(workload), share(tile, steps) * useful),
+        cost=Cost(2.0 * conv.macs, traffic(workload), share(tile, steps, traits) * useful),
         compute=lambda: _Kernel(workload, conv, traits, plan).function(),
         schedule=as_written,
     )

@@ -17,18 +17,22 @@ import numpy as np
 from tvm import tirx
 
 from schedules import nest
+from schedules.byte_frame import Frame
 from schedules.byte_tiles import (
     COLUMNS,
     GROUP,
     MOST_ROWS,
     MOST_TERMS,
-    Frame,
     Place,
     Step,
+    Sums,
     TilePlan,
-    TileSums,
+    has_sums,
+    share,
+    sums_of,
+    usual_tile,
+    way,
 )
-from schedules.conv_bytes import share
 from schedules.conv_common import ceil_div, traffic
 from schedules.conv_loops import parallel_grid
 from schedules.epilogue import operand_layouts
@@ -94,8 +98,9 @@ def terms_of(problem: Problem) -> int:
 class _Kernel:
     """Emits one kernel."""
 
-    def __init__(self, workload: Workload, plan: ProductPlan) -> None:
-        self.workload, self.plan, self.problem = workload, plan, problem_of(workload)
+    def __init__(self, workload: Workload, traits: TargetTraits, plan: ProductPlan) -> None:
+        self.workload, self.plan, self.traits = workload, plan, traits
+        self.problem = problem_of(workload)
         self.tile = TilePlan(plan.rows, terms_of(self.problem), plan.tiles, plan.vectors)
         packing = BytePanels(self.tile.terms, self.tile.panel, workload.op.attr("transpose_b"))
         self.frame = Frame(workload, PLAIN, packing, PLAIN)
@@ -128,7 +133,7 @@ class _Kernel:
 
     def band(self, first: PrimExpr, tiles: int, panel: PrimExpr, panels: int) -> Stmt:
         """`tiles` tiles from `first` on, by `panels` panels from `panel` on."""
-        sums = TileSums(self.tile)
+        sums = sums_of(self.tile, self.traits)
         full, rest = divmod(tiles, self.plan.tiles)
         copied = self.copied(first, tiles) if self.problem.depth % self.tile.terms else None
 
@@ -201,7 +206,7 @@ class _Kernel:
             tiles, lambda t: nest.serial(rows, lambda r: line(t, r), "row"), "tile"
         )
 
-    def finish(self, sums: TileSums, t: int, start: PrimExpr, panel: PrimExpr) -> Stmt:
+    def finish(self, sums: Sums, t: int, start: PrimExpr, panel: PrimExpr) -> Stmt:
         """Store the epilogue of the sums of one tile of rows."""
         columns, width = self.problem.columns, self.tile.panel
         out = self.workload.output.shape[:-1]
@@ -225,29 +230,28 @@ class _Kernel:
                 panel < columns // width, whole, store(nest.integer(columns - rest), rest)
             )
 
-        return nest.serial(self.plan.rows, row, "row")
+        return sums.each_row(row)
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The kernel for a matmul of uint8 with one constant matrix of int8, where there are tiles."""
     op = workload.op
-    if op.kind != "matmul" or not traits.amx or not op.constant[1]:
+    if op.kind != "matmul" or not has_sums(traits) or not op.constant[1]:
         return ()
     if [sig.dtype for sig in op.inputs] != ["uint8", "int8"]:
         return ()
     problem = problem_of(workload)
     if problem.batch:
         return ()
-    rows = ceil_div(problem.rows, ceil_div(problem.rows, MOST_ROWS))
-    tiles = ceil_div(problem.rows, rows)
-    vectors = min(2, ceil_div(problem.columns, COLUMNS))
-    panels = ceil_div(problem.columns, vectors * COLUMNS)
+    tile = usual_tile(problem.rows, 1, problem.columns, terms_of(problem), traits)
+    tiles = ceil_div(problem.rows, tile.rows)
+    panels = ceil_div(problem.columns, tile.panel)
     tasks = 1 if traits.threads == 1 else 2 * traits.threads
     by_rows = problem.rows > problem.columns
     values = {
-        "rows": rows,
-        "tiles": min(2, tiles),
-        "vectors": vectors,
+        "rows": tile.rows,
+        "tiles": tile.tiles,
+        "vectors": tile.vectors,
         "bands": min(tasks, tiles) if by_rows else 1,
         "splits": 1 if by_rows else min(tasks, panels),
     }
@@ -259,24 +263,31 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         Knob("bands", parts),
         Knob("splits", parts),
     )
-    return (tunable(knobs, values, partial(_decided, workload, problem)),)
+    return (tunable(knobs, values, partial(_decided, workload, problem, traits)),)
 
 
-def _decided(workload: Workload, problem: Problem, values: Mapping[str, int]) -> Candidate | None:
+def _decided(
+    workload: Workload, problem: Problem, traits: TargetTraits, values: Mapping[str, int]
+) -> Candidate | None:
     """The kernel with these decisions."""
     plan = ProductPlan(**values)
     tile = TilePlan(plan.rows, terms_of(problem), plan.tiles, plan.vectors)
     tiles, panels = ceil_div(problem.rows, plan.rows), ceil_div(problem.columns, tile.panel)
-    if not tile.fits or plan.rows > problem.rows or plan.bands > tiles or plan.splits > panels:
+    if (
+        not tile.fits(traits)
+        or plan.rows > problem.rows
+        or plan.bands > tiles
+        or plan.splits > panels
+    ):
         return None
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     packing = BytePanels(tile.terms, tile.panel, workload.op.attr("transpose_b"))
     steps = ceil_div(problem.depth, tile.terms)
     return Candidate(
-        name="matmul.tiles",
+        name=f"matmul.{way(traits)}",
         layouts=(PLAIN, packing, *operands),
         output=PLAIN,
-        cost=Cost(problem.flops, traffic(workload), share(tile, steps)),
-        compute=lambda: _Kernel(workload, plan).function(),
+        cost=Cost(problem.flops, traffic(workload), share(tile, steps, traits)),
+        compute=lambda: _Kernel(workload, traits, plan).function(),
         schedule=as_written,
     )

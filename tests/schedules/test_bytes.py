@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from harness import AMX, AVX512, host_target, run_candidate, scheduled
+from harness import AMX, AVX2, AVX512, SSE, host_target, run_candidate, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_integer_products import convolution
@@ -31,8 +31,19 @@ from schedules.interface import (
 needs_tiles = pytest.mark.skipif(
     "amx-int8" not in host_features(), reason="this machine has no AMX, or does not let us use it"
 )
+needs_vnni = pytest.mark.skipif(
+    "avx512vnni" not in host_features(), reason="this machine has no VNNI"
+)
+NEON = TargetTraits("aarch64", vector_bytes=16, vector_registers=32)
 FAMILIES = (conv_bytes, conv_bytes_narrow, conv_bytes_depthwise)
-THREE = replace(AMX, threads=3)
+WAYS = [
+    pytest.param(AMX, marks=needs_tiles, id="amx"),
+    pytest.param(replace(AMX, threads=3), marks=needs_tiles, id="amx3"),
+    pytest.param(replace(AVX512, threads=3), marks=needs_vnni, id="vnni"),
+    pytest.param(replace(AVX512, vnni=False), marks=needs_vnni, id="avx512"),
+    pytest.param(replace(AVX2, threads=2), id="avx2"),
+    pytest.param(SSE, id="sse"),
+]
 
 
 def requantized(op: Op, channel: int) -> Workload:
@@ -182,32 +193,32 @@ def offered(workload: Workload, traits: TargetTraits = AMX) -> Candidate:
     return candidate
 
 
-@needs_tiles
-@pytest.mark.parametrize("traits", [AMX, THREE], ids=["one", "three"])
+@pytest.mark.parametrize("traits", WAYS)
 @pytest.mark.parametrize(("name", "shape"), CONVOLUTIONS, ids=str)
 def test_convolutions(name, shape, traits):
     workload = requantized(conv(**shape), 1)
     candidate = offered(workload, traits)
-    assert candidate.name == f"conv_integer.{name}"
+    way = name if traits.amx else name.replace("tiles", "dots")
+    assert candidate.name == f"conv_integer.{way}"
     check(workload, candidate, traits)
 
 
-@needs_tiles
+@pytest.mark.parametrize("traits", WAYS)
 @pytest.mark.parametrize("output", ["int32", "float32"])
-def test_sums_that_stay_integers_or_become_floats_lie_as_float_kernels_read_them(output):
+def test_sums_that_stay_integers_or_become_floats_lie_as_float_kernels_read_them(output, traits):
     op = conv((1, 48, 5, 6), (30, 48, 3, 3), padding=(1, 1, 1, 1))
     epilogue = Epilogue((), (), "int32")
     if output == "float32":
         epilogue = Epilogue((), (Step("cast", (0,), (("dtype", "float32"),)),), "float32")
     workload = Workload(op, epilogue)
-    candidate = offered(workload)
-    assert candidate.output == Layout(16)
+    candidate = offered(workload, traits)
+    assert candidate.output == Layout(traits.lanes)
     inputs = inputs_of(workload)
-    found = run_candidate(candidate, workload, inputs, AMX)
+    found = run_candidate(candidate, workload, inputs, traits)
     np.testing.assert_array_equal(found, convolution(inputs[0], inputs[1], dict(op.attrs)))
 
 
-@needs_tiles
+@pytest.mark.parametrize("traits", WAYS)
 @pytest.mark.parametrize(
     ("a", "b", "transposed"),
     [
@@ -219,25 +230,24 @@ def test_sums_that_stay_integers_or_become_floats_lie_as_float_kernels_read_them
     ],
     ids=str,
 )
-def test_products(a, b, transposed):
+def test_products(a, b, transposed, traits):
     workload = requantized(matmul(a, b, transposed), -1)
-    for traits in (AMX, THREE):
-        (candidate,) = matmul_bytes.candidates(workload, traits)
-        check(workload, candidate, traits)
+    (candidate,) = matmul_bytes.candidates(workload, traits)
+    check(workload, candidate, traits)
 
 
-@needs_tiles
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("traits", [WAYS[1], WAYS[2]])
+@settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_every_kernel_of_a_space_is_exact(data):
+def test_every_kernel_of_a_space_is_exact(traits, data):
     name, shape = data.draw(st.sampled_from(CONVOLUTIONS))
     workload = requantized(conv(**shape), 1)
-    space = offered(workload, THREE).space
+    space = offered(workload, traits).space
     assert space is not None, name
     values = {knob.name: data.draw(st.sampled_from(knob.values)) for knob in space.knobs}
     made = space.make(values)
     if made is not None:
-        check(workload, made, THREE)
+        check(workload, made, traits)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +258,14 @@ def test_every_kernel_of_a_space_is_exact(data):
     ],
     ids=["conv", "matmul"],
 )
-def test_they_are_offered_only_where_there_are_tiles_and_the_weights_are_constant(workload):
+def test_they_are_offered_only_where_there_are_instructions_and_the_weights_are_constant(workload):
     families = [*FAMILIES, matmul_bytes]
     assert any(family.candidates(workload, AMX) for family in families)
     varying = replace(workload, op=replace(workload.op, constant=(False, False)))
     signed = (TensorSig(workload.op.inputs[0].shape, "int8"), workload.op.inputs[1])
     other = replace(workload, op=replace(workload.op, inputs=signed))
     for family in families:
-        assert not family.candidates(workload, AVX512)
+        assert not family.candidates(workload, NEON)
         assert not family.candidates(varying, AMX)
         assert not family.candidates(other, AMX)
 
@@ -280,7 +290,10 @@ def test_blocks_of_channels_are_short_and_hardly_padded(channels):
     assert blocks * block - channels < 16 * blocks
 
 
-def test_a_plan_may_not_use_more_tiles_than_there_are():
-    assert TilePlan(16, 64, 2, 2).fits
-    assert TilePlan(16, 64, 3, 1).fits
-    assert not TilePlan(16, 64, 2, 3).fits
+def test_a_plan_may_not_use_more_registers_than_there_are():
+    assert TilePlan(16, 64, 2, 2).fits(AMX)
+    assert TilePlan(16, 64, 3, 1).fits(AMX)
+    assert not TilePlan(16, 64, 2, 3).fits(AMX)
+    assert TilePlan(13, 64, 1, 2).fits(AVX512)
+    assert not TilePlan(14, 64, 1, 2).fits(AVX512)
+    assert not TilePlan(8, 64, 2, 1).fits(AVX512)
