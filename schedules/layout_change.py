@@ -8,7 +8,7 @@ applied log₂ times transposes). Positions past the last full square go element
 from __future__ import annotations
 
 from functools import partial
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 from tvm import tirx
@@ -50,11 +50,47 @@ def _compute(sig: TensorSig, source: Layout, target: Layout, traits: TargetTrait
     block = max(source.block, target.block)
     one_is_plain = PLAIN in (source, target) and source != target
     if one_is_plain:
-        square = np.dtype(sig.dtype).itemsize == 4 and block & (block - 1) == 0
-        body = _Change(sig, block, bool(target.block), given, result, square).body()
+        body = _Change(sig, block, bool(target.block), given, result, _side(sig, block)).body()
+    elif source.block and target.block:
+        body = _reblocked(sig, source.block, target.block, given, result)
     else:
         body = _elementwise(sig, source, target, given, result)
     return nest.function([given, result], body)
+
+
+def _side(sig: TensorSig, block: int) -> int:
+    """Channels and positions of a square that is transposed in registers; 0 for none."""
+    size = np.dtype(sig.dtype).itemsize
+    if size == 1:
+        return 16 if block % 16 == 0 else 0
+    return block if size == 4 and block & (block - 1) == 0 else 0
+
+
+def _reblocked(sig: TensorSig, source: int, target: int, given: Buffer, result: Buffer) -> Stmt:
+    """Copy between blocks of two sizes, as many channels at a time as lie together in both."""
+    width = gcd(source, target)
+    batch, channels, *spatial = sig.shape
+    pieces = -(-channels // target) * target // width
+    readable = -(-channels // source) * source // width
+
+    def copy(n: PrimExpr, piece: PrimExpr, *rest: PrimExpr) -> Stmt:
+        each, wide = target // width, source // width
+
+        def put(lane: PrimExpr, value: PrimExpr) -> Stmt:
+            at = (n, piece // each, *rest, piece % each * width + lane)
+            return nest.write(result, value, *at)
+
+        def moved(lane: PrimExpr) -> Stmt:
+            at = (n, piece // wide, *rest, piece % wide * width + lane)
+            return put(lane, nest.read(given, *at))
+
+        # Lanes behind the last channel hold zeros already, where there are any.
+        zero = tirx.const(0, sig.dtype)
+        some = nest.vectorized(width, moved)
+        none = nest.vectorized(width, lambda lane: put(lane, zero))
+        return nest.branch(True if readable >= pieces else piece < readable, some, none)
+
+    return parallel_grid((batch, pieces, *spatial), copy)
 
 
 def _elementwise(
@@ -90,9 +126,9 @@ class _Change:
         to_blocked: bool,
         given: Buffer,
         result: Buffer,
-        square: bool,
+        side: int,
     ) -> None:
-        self.block, self.to_blocked, self.square = block, to_blocked, square
+        self.block, self.to_blocked, self.side = block, to_blocked, side
         self.given, self.result = given, result
         self.dtype = sig.dtype
         self.batch, self.channels, *spatial = sig.shape
@@ -101,7 +137,7 @@ class _Change:
 
     def body(self) -> Stmt:
         full, rest = divmod(self.channels, self.block)
-        tiles = self.positions // self.block if self.square else 0
+        tiles = self.positions // self.side if self.side else 0
         # Few images and blocks of channels: share the positions, too.
         pieces = max(1, min(tiles, -(-_TASKS // (self.batch * (full + bool(rest))))))
         split = nest.Split.of(tiles, -(-tiles // pieces)) if tiles else None
@@ -113,12 +149,12 @@ class _Change:
                     split.part(
                         piece,
                         lambda start, count: nest.serial(
-                            count, lambda t: self._tile(n, block, (start + t) * self.block, valid)
+                            count, lambda t: self._tiles(n, block, (start + t) * self.side, valid)
                         ),
                     )
                 )
-            if tiles * self.block < self.positions:
-                tail = self._tail(n, block, tiles * self.block, valid)
+            if tiles * self.side < self.positions:
+                tail = self._tail(n, block, tiles * self.side, valid)
                 last = (split.count if split else 1) - 1
                 parts.append(nest.branch(piece.equal(last), tail) if last else tail)
             return nest.sequence(*parts)
@@ -173,19 +209,34 @@ class _Change:
             return nest.serial(count, into_blocked, "s")
         return nest.serial(valid, lambda c: nest.serial(count, lambda s: into_plain(c, s), "s"))
 
-    def _tile(self, n: PrimExpr, block: PrimExpr, start: PrimExpr, valid: int) -> Stmt:
-        """A square of channels × positions, transposed in registers."""
-        lanes = self.block
+    def _tiles(self, n: PrimExpr, block: PrimExpr, start: PrimExpr, valid: int) -> Stmt:
+        """All squares of a block at the positions from `start` on."""
+        parts = [
+            self._tile(n, block, start, first, min(max(valid - first, 0), self.side))
+            for first in range(0, self.block, self.side)
+        ]
+        return nest.sequence(*parts)
+
+    def _tile(
+        self, n: PrimExpr, block: PrimExpr, start: PrimExpr, first: int, valid: int
+    ) -> Stmt | None:
+        """A square of channels, from `first` of the block on, × positions, transposed in registers.
+
+        `valid` of the channels are some of the tensor's.
+        """
+        if not valid and not self.to_blocked:
+            return None
+        lanes = self.side
         # Both scratch squares become registers: all their indices are constants.
         before: Buffer = nest.buffer((lanes * lanes,), self.dtype, "before", "local")
         after: Buffer = nest.buffer((lanes * lanes,), self.dtype, "after", "local")
         zero = tirx.const(0, self.dtype)
 
         def plain(c: int, s: PrimExpr) -> list[PrimExpr]:
-            return self._plain(n, block * lanes + c, start + s)
+            return self._plain(n, block * self.block + (first + c), start + s)
 
         def blocked(s: int, lane: PrimExpr) -> list[PrimExpr]:
-            return self._blocked(n, block, start + s, lane)
+            return self._blocked(n, block, start + s, lane + first)
 
         index = plain if self.to_blocked else blocked
         load: list[Stmt] = []

@@ -7,7 +7,16 @@ import pytest
 from harness import ALL_TRAITS, AVX512, run_candidate, scheduled, serial_extents
 
 from schedules import layout_change
-from schedules.interface import PLAIN, Epilogue, Layout, Op, TargetTraits, TensorSig, Workload
+from schedules.interface import (
+    PLAIN,
+    Epilogue,
+    Layout,
+    Op,
+    TargetTraits,
+    TensorSig,
+    Workload,
+    channel_block,
+)
 
 SHAPES = [
     (1, 16, 14, 14),
@@ -35,6 +44,20 @@ def test_both_directions(shape: tuple[int, ...], dtype: str, traits: TargetTrait
         c = layout_change.change_candidate(w.inputs[0], source, target, traits)
         assert not serial_extents(scheduled(c))
         np.testing.assert_array_equal(run_candidate(c, w, [x], traits), x)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 70, 5, 7), (1, 24, 4, 9), (1, 16, 3, 3), (1, 100, 33)], ids=str
+)
+def test_bytes(shape: tuple[int, ...]) -> None:
+    w = workload(shape, "uint8")
+    x = np.random.default_rng(2).integers(0, 256, shape).astype(np.uint8)
+    blocked = Layout(channel_block(shape[1]))
+    pairs = [(PLAIN, blocked), (blocked, PLAIN), (Layout(16), blocked), (blocked, Layout(16))]
+    pairs += [(Layout(32), Layout(48)), (Layout(48), Layout(32))]
+    for source, target in pairs:
+        c = layout_change.change_candidate(w.inputs[0], source, target, AVX512)
+        np.testing.assert_array_equal(run_candidate(c, w, [x], AVX512), x)
 
 
 def test_other_pairs() -> None:
