@@ -52,6 +52,8 @@ from schedules.interface import (
 from schedules.nest import Buffer, Split, Stmt, as_written
 from schedules.space import tunable
 
+LINE = 64
+"""Bytes of a cache line."""
 FEWEST_CHANNELS = 16
 """Below this, most of a block would be empty."""
 
@@ -85,6 +87,7 @@ class BytesPlan:
 
     pixels: of one row of the output, in a tile. tiles, vectors: of pixels and of filters that are
     summed at once. bands, splits: parts of the output's rows and of its filters that are tasks.
+    fetch: the tiles of a panel of filters bring the weights of the next one to the second cache.
     """
 
     pixels: int
@@ -92,6 +95,7 @@ class BytesPlan:
     vectors: int
     bands: int
     splits: int
+    fetch: bool
 
 
 def width_of(conv: Conv) -> int:
@@ -153,16 +157,17 @@ class _Kernel:
         source, leading, top, prepare = self.source(band)
 
         def panel(o: PrimExpr) -> Stmt:
-            def some(u: PrimExpr, count: int) -> Stmt:
-                places = [self.place(band, u + t) for t in range(count)]
-                body = partial(self.steps, source, leading, top, places, first + o)
+            def some(g: PrimExpr, count: int) -> Stmt:
+                places = [self.place(band, g * self.tile.tiles + t) for t in range(count)]
+                fetched = (g, full + bool(rest)) if self.plan.fetch else None
+                body = partial(self.steps, source, leading, top, places, first + o, fetched)
                 stored = [
                     self.finish(sums, t, band, *place, first + o) for t, place in enumerate(places)
                 ]
                 return nest.sequence(sums.compute(count, body), *stored)
 
-            whole = nest.serial(full, lambda g: some(g * self.tile.tiles, self.tile.tiles), "tiles")
-            last = some(nest.integer(full * self.tile.tiles), rest) if rest else None
+            whole = nest.serial(full, lambda g: some(g, self.tile.tiles), "tiles")
+            last = some(nest.integer(full), rest) if rest else None
             return nest.sequence(whole if full else None, last)
 
         return nest.sequence(sums.start(), *prepare, nest.serial(panels, panel, "panel"))
@@ -194,10 +199,25 @@ class _Kernel:
         top: PrimExpr,
         places: list[tuple[PrimExpr, PrimExpr]],
         panel: PrimExpr,
+        fetched: tuple[PrimExpr, int] | None,
         step: Step,
     ) -> Stmt:
-        """The loops over blocks of channels and taps."""
+        """The loops over blocks of channels and taps.
+
+        `fetched` is the number of these tiles, and how many use the same weights: each fetches its
+        part of the next panel's.
+        """
         conv = self.conv
+
+        def fetch(*at: PrimExpr) -> list[Stmt]:
+            if fetched is None:
+                return []
+            share = ceil_div(self.block * self.tile.panel, LINE * fetched[1]) * LINE
+            first = fetched[0] * share
+            return [
+                nest.prefetch(self.frame.weights, panel + 1, *at, 0, 0, first + i)
+                for i in range(0, share, LINE)
+            ]
 
         def tap(block: PrimExpr, kh: PrimExpr, kw: PrimExpr) -> Stmt:
             rows: list[Place] = []
@@ -209,7 +229,8 @@ class _Kernel:
                     pixel = nest.unflatten(x, (conv.height, conv.width))
                 rows.append((*leading, block, *pixel, 0))
             stride = conv.strides[1] * self.block
-            return step(source, rows, stride, self.frame.weights, (panel, block, kh, kw))
+            products = step(source, rows, stride, self.frame.weights, (panel, block, kh, kw))
+            return nest.sequence(*fetch(block, kh, kw), products)
 
         def row(block: PrimExpr, kh: PrimExpr) -> Stmt:
             return nest.serial(conv.kernel[1], lambda kw: tap(block, kh, kw), "kw")
@@ -267,7 +288,7 @@ def plan_of(conv: Conv, traits: TargetTraits) -> BytesPlan:
     bands, splits = (1, tasks) if weights > image else (tasks, 1)
     bands = min(bands, ceil_div(width, tile.rows) if conv.pointwise else lines)
     splits = min(splits, ceil_div(conv.filters, tile.panel))
-    return BytesPlan(tile.rows, tile.tiles, tile.vectors, bands, splits)
+    return BytesPlan(tile.rows, tile.tiles, tile.vectors, bands, splits, splits > 1)
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -283,6 +304,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         Knob("vectors", (1, 2, 3)),
         Knob("bands", tuple(range(1, parts + 1))),
         Knob("splits", tuple(range(1, parts + 1))),
+        Knob("fetch", (0, 1)),
     )
     values = {knob.name: int(getattr(default, knob.name)) for knob in knobs}
     return (tunable(knobs, values, partial(_decided, workload, conv, traits)),)
@@ -292,7 +314,7 @@ def _decided(
     workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
 ) -> Candidate | None:
     """The kernel with these decisions."""
-    plan = BytesPlan(**values)
+    plan = BytesPlan(**{**values, "fetch": bool(values["fetch"])})
     source, target = Layout(channel_block(conv.channels)), output_layout(workload, traits)
     tile = TilePlan(plan.pixels, source.block, plan.tiles, plan.vectors)
     width = width_of(conv)
