@@ -13,12 +13,13 @@ import numpy as np
 from tvm import tirx
 
 from schedules.interface import Attr, PrimExpr
-from schedules.scalar_math import dtype_of, let
+from schedules.scalar_math import dtype_of
 
 Attrs = Mapping[str, Attr]
 
 _MAGIC = tirx.const(1.5 * 2**23, "float32")
-"""Its neighbours are integers: adding a number below 2²² to it rounds that to even on ties."""
+"""Its neighbours are integers: adding a number below 2²² to it rounds that to even on ties. Its own
+last sixteen bits are zero."""
 
 
 def _float(x: PrimExpr) -> PrimExpr:
@@ -34,9 +35,9 @@ def _saturated(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
     # In this order of arguments NaN gives `low`: a failed comparison takes the second.
     shift = _float(zero)
     inside = tirx.min(tirx.max(x, low - shift), high - shift)
-    # Adding this number leaves no fraction; a variable in between, for TVM folds (a + c) − c.
-    whole = let(inside + _MAGIC, lambda sum_: sum_ - _MAGIC)
-    return tirx.Cast(dtype, tirx.Cast("int32", whole + shift))
+    # The sum's last bits are the integer's: they are added to zero's and cut off, unconverted.
+    bits = tirx.reinterpret("int32", inside + _MAGIC)
+    return tirx.Cast(dtype, bits + tirx.Cast("int32", zero))
 
 
 def quantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
