@@ -314,7 +314,8 @@ def _decided(
     workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
 ) -> Candidate | None:
     """The kernel with these decisions."""
-    plan = BytesPlan(**{**values, "fetch": bool(values["fetch"])})
+    cut = (values[name] for name in ("pixels", "tiles", "vectors", "bands", "splits"))
+    plan = BytesPlan(*cut, fetch=bool(values["fetch"]))
     source, target = Layout(channel_block(conv.channels)), output_layout(workload, traits)
     tile = TilePlan(plan.pixels, source.block, plan.tiles, plan.vectors)
     width = width_of(conv)

@@ -7,9 +7,19 @@ from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
-from schedules.interface import PLAIN, Epilogue, Layout, PrimExpr, TensorSig, TETensor, Workload
+from schedules.interface import (
+    PLAIN,
+    Epilogue,
+    Layout,
+    PrimExpr,
+    Step,
+    TensorSig,
+    TETensor,
+    Workload,
+)
 from schedules.scalar import evaluate
 from schedules.scalar_math import as_float, defines
+from schedules.scalar_quantized import level, scaled
 from schedules.scalar_values import constant
 from schedules.scalar_zero import keeps_zero
 
@@ -80,7 +90,13 @@ def apply_epilogue(
     for tensor, sig, where in zip(operands, epilogue.operands, layouts, strict=True):
         values.append(read_operand(tensor, sig, where, layout, index))
     for step in epilogue.steps:
-        stepped = evaluate(step, [values[i] for i in step.args])
+        made = _made_here(epilogue, step)
+        args = [values[i] for i in step.args]
+        if made is None:
+            stepped = evaluate(step, args)
+        else:
+            exact = level(made.op, [values[i] for i in made.args], dict(made.attrs))
+            stepped = scaled(exact, args[1], dict(step.attrs))
         values.append(bind(stepped, bindings) if uses[len(values)] > 1 else stepped)
     result = values[-1]
     if layout.block and output.shape[1] % layout.block and not keeps_zero(epilogue, value is None):
@@ -89,6 +105,22 @@ def apply_epilogue(
     for var, bound in reversed(bindings):
         result = tirx.Let(var, bound, result)
     return result
+
+
+def _made_here(epilogue: Epilogue, step: Step) -> Step | None:
+    """The step that quantized what `step` dequantizes with the same zero point, if there is one."""
+    first = 1 + len(epilogue.operands)
+    if step.op != "dequantize" or step.args[0] < first:
+        return None
+    made = epilogue.steps[step.args[0] - first]
+    if made.op not in ("quantize", "requantize"):
+        return None
+
+    def value(index: int) -> object:
+        constant = epilogue.steps[index - first] if index >= first else None
+        return constant.attrs if constant and constant.op == "constant" else index
+
+    return made if value(made.args[2]) == value(step.args[2]) else None
 
 
 _SMALL_INTEGERS = ("int8", "uint8", "int16", "uint16")

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules.interface import Attr, PrimExpr
-from schedules.scalar_math import dtype_of
+from schedules.scalar_math import dtype_of, let
 
 Attrs = Mapping[str, Attr]
 
@@ -26,43 +26,71 @@ def _float(x: PrimExpr) -> PrimExpr:
     return x if dtype_of(x) == "float32" else tirx.Cast("float32", x)
 
 
-def _saturated(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
-    """round(x) + zero within the limits of `attrs`, else of zero's type, in zero's type."""
-    dtype = dtype_of(zero)
-    bounds = np.iinfo(dtype)
+def _inside(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
+    """x within the limits of `attrs`, else of zero's type, both less zero."""
+    bounds = np.iinfo(dtype_of(zero))
     limits = (attrs.get("low", bounds.min), attrs.get("high", bounds.max))
     low, high = (tirx.const(float(bound), "float32") for bound in limits)  # type: ignore[arg-type]
     # In this order of arguments NaN gives `low`: a failed comparison takes the second.
     shift = _float(zero)
-    inside = tirx.min(tirx.max(x, low - shift), high - shift)
+    return tirx.min(tirx.max(x, low - shift), high - shift)
+
+
+def _saturated(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
+    """round(x) + zero within the limits of `attrs`, else of zero's type, in zero's type."""
     # The sum's last bits are the integer's: they are added to zero's and cut off, unconverted.
-    bits = tirx.reinterpret("int32", inside + _MAGIC)
-    return tirx.Cast(dtype, bits + tirx.Cast("int32", zero))
+    bits = tirx.reinterpret("int32", _inside(x, zero, attrs) + _MAGIC)
+    return tirx.Cast(dtype_of(zero), bits + tirx.Cast("int32", zero))
+
+
+def _quotient(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """x / scale, rounded to the precision that is asked for."""
+    x, scale, _ = args
+    if attrs["precision"] == "float16":
+        # The quotient in float32 of two float16 rounds to that in float16.
+        half = [_float(tirx.Cast("float16", _float(v))) for v in (x, scale)]
+        return _float(tirx.Cast("float16", half[0] / half[1]))
+    return _float(x) / _float(scale)
+
+
+def _product(args: Sequence[PrimExpr], _attrs: Attrs) -> PrimExpr:
+    """x · multiplier."""
+    return _float(args[0]) * _float(args[1])
+
+
+_SCALED = {"quantize": _quotient, "requantize": _product}
+
+
+def level(op: str, args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """The result of quantize or requantize less its zero point, as a float32: the same integer,
+    without conversions to bytes and back."""
+    inside = _inside(_SCALED[op](args, attrs), args[2], attrs)
+    # A variable in between, for TVM folds (a + c) − c.
+    return let(inside + _MAGIC, lambda sum_: sum_ - _MAGIC)
 
 
 def quantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
     """saturate(round(x / scale) + zero)."""
-    x, scale, zero = args
-    if attrs["precision"] == "float16":
-        # The quotient in float32 of two float16 rounds to that in float16.
-        half = [_float(tirx.Cast("float16", _float(v))) for v in (x, scale)]
-        return _saturated(_float(tirx.Cast("float16", half[0] / half[1])), zero, attrs)
-    return _saturated(_float(x) / _float(scale), zero, attrs)
+    return _saturated(_quotient(args, attrs), args[2], attrs)
 
 
 def dequantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
     """(x − zero) · scale."""
     x, scale, zero = args
     difference = tirx.Cast("int32", x) - tirx.Cast("int32", zero)
-    value = _float(difference) * _float(scale)
+    return scaled(_float(difference), scale, attrs)
+
+
+def scaled(difference: PrimExpr, scale: PrimExpr, attrs: Attrs) -> PrimExpr:
+    """What dequantize gives for x − zero."""
+    value = difference * _float(scale)
     dtype = str(attrs["dtype"])
     return value if dtype == "float32" else tirx.Cast(dtype, value)
 
 
 def requantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
     """saturate(round(x · multiplier) + zero)."""
-    x, multiplier, zero = args
-    return _saturated(_float(x) * _float(multiplier), zero, attrs)
+    return _saturated(_product(args, attrs), args[2], attrs)
 
 
 QUANTIZED: Mapping[str, Callable[[Sequence[PrimExpr], Attrs], PrimExpr]] = {

@@ -348,3 +348,27 @@ def test_keeps_zero() -> None:
     assert not known([Step("divide", (0, 1))])
     assert known([Step("clip", (0,), (("min", 0.0), ("max", 6.0)))])
     assert not known([Step("clip", (0,), (("min", 1.0), ("max", 6.0)))])
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["same zero", "another zero"])
+def test_what_is_quantized_and_dequantized_at_once_keeps_its_value(other):
+    """The integer is not converted where both zero points are one; the result is the same."""
+    shape = (4, 16)
+    steps = (
+        Step("constant", (), (("dtype", "float32"), ("value", 0.37))),
+        Step("constant", (), (("dtype", "uint8"), ("value", 131))),
+        Step("constant", (), (("dtype", "uint8"), ("value", 9 if other else 131))),
+        Step("quantize", (1, 2, 3), (("precision", "float32"),)),
+        Step("dequantize", (5, 2, 4), (("dtype", "float32"),)),
+    )
+    workload = Workload(
+        Op("elementwise", (), TensorSig(shape)), Epilogue((TensorSig(shape),), steps)
+    )
+    x = np.linspace(-80, 80, 64, dtype=np.float32).reshape(shape)
+    x[0, :3] = np.nan, np.inf, -np.inf
+    whole = np.where(np.isnan(x), 0, np.clip(np.rint(x / np.float32(0.37)) + 131, 0, 255))
+    want = (whole - (9 if other else 131)).astype(np.float32) * np.float32(0.37)
+    (candidate,) = elementwise.candidates(workload, AVX512)
+    np.testing.assert_array_equal(run_candidate(candidate, workload, [x], AVX512), want)
+    text = str(candidate.compute())
+    assert ("reinterpret" in text) == other, "bytes are made only where they are needed"
