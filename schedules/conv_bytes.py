@@ -314,8 +314,14 @@ def _decided(
     workload: Workload, conv: Conv, traits: TargetTraits, values: Mapping[str, int]
 ) -> Candidate | None:
     """The kernel with these decisions."""
-    cut = (values[name] for name in ("pixels", "tiles", "vectors", "bands", "splits"))
-    plan = BytesPlan(*cut, fetch=bool(values["fetch"]))
+    plan = BytesPlan(
+        values["pixels"],
+        values["tiles"],
+        values["vectors"],
+        values["bands"],
+        values["splits"],
+        bool(values["fetch"]),
+    )
     source, target = Layout(channel_block(conv.channels)), output_layout(workload, traits)
     tile = TilePlan(plan.pixels, source.block, plan.tiles, plan.vectors)
     width = width_of(conv)
