@@ -25,11 +25,10 @@ from graphopt.frontend.load import load_model
 from graphopt.frontend.model import OnnxModel, all_tensors
 from graphopt.loaded import LoadedModel, load
 from graphopt.signature import bound_inputs, constant_arrays, require_values, signature_of
+from graphopt.tolerance import usual_tolerance
 
 Array = np.ndarray[Any, Any]
 Source = Any  # path, bytes or onnx.ModelProto
-
-TOLERANCE = 1e-4
 
 
 class Program(Protocol):
@@ -83,7 +82,7 @@ def verify(
     target: Any = "cpu",
     threads: int | None = None,
     numerics: str = "default",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     seed: int = 0,
 ) -> Verification:
     """Run `model` and the reference on the same inputs and compare every output.
@@ -96,6 +95,8 @@ def verify(
             integers small and not negative (token ids stay inside their table), masks all ones.
         shapes: shapes for the model's open dimensions.
         constants: values of inputs that are compiled in.
+        tolerance: max|y − reference| / max|reference| of an output; by default 1e-4, or 2e-2 for a
+            model that quantizes what it computes.
 
     Raises:
         OptionError: no reference is given, or ONNX Runtime is not installed.
@@ -107,7 +108,7 @@ def verify(
             "ONNX Runtime, which gives the reference, is not installed.",
             hint="pip install 'graphopt[verify]'",
         )
-    if not 0 < tolerance < 1:
+    if tolerance is not None and not 0 < tolerance < 1:
         raise OptionError("verify", f"tolerance must be between 0 and 1, not {tolerance!r}.")
     program = _program(model, threads)
     reference_source = against
@@ -128,11 +129,12 @@ def verify(
     results = program.run(feeds)
     expected = _reference(reference, reference_source, feeds, threads or 1)
     errors = output_errors(results, expected)
+    limit = usual_tolerance(reference.proto) if tolerance is None else tolerance
     checks = tuple(
-        OutputCheck(name, str(ref.dtype), ref.shape, errors[name], errors[name] <= tolerance)
+        OutputCheck(name, str(ref.dtype), ref.shape, errors[name], errors[name] <= limit)
         for name, ref in expected.items()
     )
-    return Verification(checks, tolerance, _describe(feeds, given, seed))
+    return Verification(checks, limit, _describe(feeds, given, seed))
 
 
 def _program(model: Source, threads: int | None) -> Program | None:

@@ -25,10 +25,10 @@ from graphopt.errors import OptionError
 from graphopt.frontend.load import load_model
 from graphopt.runtime.host import physical_cores
 from graphopt.signature import bound_inputs, constant_arrays, require_values, signature_of
+from graphopt.tolerance import usual_tolerance
 
 Array = np.ndarray[Any, Any]
 
-TOLERANCE = 1e-4  # what graphopt promises for float32
 PEER_TOLERANCE = 1e-2  # a peer further off than this computes something else
 
 _PROBE_ROUNDS = 3
@@ -251,7 +251,7 @@ def bench(
     options: CompileOptions | None = None,
     artifact: str | Path | None = None,
     subject: str = "graphopt",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     name: str | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Row:
@@ -308,8 +308,10 @@ def bench(
                 finished[engine] = EngineResult(engine, failure=reason, **compiled)
         progress("measure")
         finished |= _measure(job, contestants, rounds, reference, failures)
+    usual = usual_tolerance(onnx.load(model, load_external_data=False))
+    own = usual if tolerance is None else tolerance
     for engine, result in finished.items():
-        limit = tolerance if engine == subject else PEER_TOLERANCE
+        limit = own if engine == subject else max(PEER_TOLERANCE, own)
         wrong = [
             f"output {output!r} is wrong, error {error:.1e} > {limit:.0e}"
             for output, error in result.errors.items()
