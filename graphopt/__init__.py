@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from graphopt.api import compile as compile  # noqa: A004 (the public contract)
     from graphopt.autotuning import tune as tune
     from graphopt.codegen.plan import TensorSpec as TensorSpec
+    from graphopt.compression.quantization.config import QuantizationConfig as QuantizationConfig
+    from graphopt.compression.quantization.images import ImagePreprocessing as ImagePreprocessing
+    from graphopt.compression.quantization.report import QuantizationReport as QuantizationReport
     from graphopt.config import CompileConfig as CompileConfig
     from graphopt.errors import ArtifactError as ArtifactError
     from graphopt.errors import CompileError as CompileError
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from graphopt.inspection import inspect as inspect
     from graphopt.loaded import LoadedModel as LoadedModel
     from graphopt.loaded import load as load
+    from graphopt.quantizing import QuantizationResult as QuantizationResult
+    from graphopt.quantizing import quantize as quantize
     from graphopt.target import TargetSpec as TargetSpec
     from graphopt.verification import Verification as Verification
     from graphopt.verification import verify as verify
@@ -39,11 +44,15 @@ _HOME = {
     "CompiledModel": "graphopt.api",
     "Diagnosis": "graphopt.frontend.diagnose",
     "GraphoptError": "graphopt.errors",
+    "ImagePreprocessing": "graphopt.compression.quantization.images",
     "InputError": "graphopt.errors",
     "Inspection": "graphopt.inspection",
     "LoadedModel": "graphopt.loaded",
     "ModelError": "graphopt.errors",
     "OptionError": "graphopt.errors",
+    "QuantizationConfig": "graphopt.compression.quantization.config",
+    "QuantizationReport": "graphopt.compression.quantization.report",
+    "QuantizationResult": "graphopt.quantizing",
     "TargetSpec": "graphopt.target",
     "TensorSpec": "graphopt.codegen.plan",
     "TuningError": "graphopt.errors",
@@ -51,6 +60,7 @@ _HOME = {
     "compile": "graphopt.api",
     "inspect": "graphopt.inspection",
     "load": "graphopt.loaded",
+    "quantize": "graphopt.quantizing",
     "tune": "graphopt.autotuning",
     "verify": "graphopt.verification",
 }

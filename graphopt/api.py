@@ -16,6 +16,7 @@ from graphopt.artifact.machine import unfit_reason
 from graphopt.building import Builder
 from graphopt.bundling import parts
 from graphopt.codegen.plan import TensorSpec
+from graphopt.compression.quantization.report import QuantizationReport
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import InputError, OptionError
 from graphopt.frontend.load import load_model, require_weights
@@ -83,7 +84,9 @@ def compile(  # noqa: A001 (the public contract's name)
         numerics: "default"; "strict": nothing that spreads non-finite values or reassociates
             across a tile; "relaxed": also Winograd's F(6×6), whose rounding error is some times
             larger than the default's, so that deep networks may exceed the tolerance.
-        quantization, calibration: not available in this version.
+        quantization: quantize the model first: "int8", another preset or a QuantizationConfig, see
+            quantize(). The tolerance then holds against the quantized model.
+        calibration: typical inputs, as for quantize().
         dump_ir: directory for the IR after each pass that changed it.
         max_weight_growth: packed weights may take this many times the model's weights,
             which count for a megabyte at least.
@@ -102,23 +105,36 @@ def compile(  # noqa: A001 (the public contract's name)
         threads=threads,
         tuning_log=tuning_log,
         numerics=numerics,
-        quantization=quantization,
-        calibration=calibration,
         dump_ir=dump_ir,
         max_weight_growth=max_weight_growth,
         cache=cache,
         **unknown,
     )
+    if calibration is not None and quantization is None:
+        raise OptionError(
+            "options", "calibration is for quantization.", hint="add quantization='int8'."
+        )
     loaded = load_model(model)
     require_weights(loaded)
-    return CompiledModel(loaded, config)
+    if quantization is None:
+        return CompiledModel(loaded, config)
+    from graphopt.quantizing import quantize_for  # it runs models, which are compiled here
+
+    loaded, account = quantize_for(loaded, quantization, calibration, config)
+    return CompiledModel(loaded, config, account)
 
 
 class CompiledModel:
     """A compiled model. Any number of threads may call it. Made by compile()."""
 
-    def __init__(self, model: OnnxModel, config: CompileConfig) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        config: CompileConfig,
+        quantization: QuantizationReport | None = None,
+    ) -> None:
         self._model, self._config = model, config
+        self._quantization = quantization
         self._signature: Signature = signature_of(model)
         given = [constant for constants in config.constants for constant in constants]
         bound = bound_inputs(model, self._signature, given)
@@ -160,6 +176,11 @@ class CompiledModel:
     def model(self) -> OnnxModel:
         """The model it was compiled from."""
         return self._model
+
+    @property
+    def quantization(self) -> QuantizationReport | None:
+        """What quantization cost, if compile() was asked to quantize."""
+        return self._quantization
 
     @property
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:

@@ -114,12 +114,9 @@ class CompileConfig:
         """The configuration for compile()'s options as users write them; absent ones get defaults.
 
         Raises:
-            OptionError: an option is unknown, out of range, contradictory, or not available yet.
+            OptionError: an option is unknown, out of range, or contradictory.
         """
-        check_names(options, [f.name for f in fields(CompileConfig)] + list(_NOT_YET))
-        for name, why in _NOT_YET.items():
-            if options.pop(name, None) is not None:
-                raise OptionError("options", f"{name} is not available in this version.", hint=why)
+        check_names(options, [f.name for f in fields(CompileConfig)])
         values = {name: value for name, value in options.items() if value is not None}
         if "target" in values:
             values["target"] = _target(values["target"])
@@ -142,12 +139,6 @@ class CompileConfig:
                 hint="leave one of them out.",
             )
         return CompileConfig(**values)
-
-
-_NOT_YET = {
-    "quantization": "quantize the model first: QDQ models compile as they are.",
-    "calibration": "it belongs to quantization.",
-}
 
 
 def check_names(given: Iterable[str], known: Sequence[str]) -> None:

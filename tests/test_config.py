@@ -77,8 +77,6 @@ def test_several_specialisations() -> None:
         ({"shapes": [{"x": (1,)}, {"x": [1]}]}, "given twice"),
         ({"tuning_log": "no-such-logs/"}, "there is no folder"),
         ({"tuning_log": ("no-such-logs/",)}, "there is no folder"),
-        ({"quantization": "int8"}, "not available in this version"),
-        ({"calibration": []}, "not available in this version"),
         ({"dump_ir": 3}, "directory's path"),
         ({"cache": "yes"}, "True or False"),
     ],

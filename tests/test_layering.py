@@ -22,12 +22,14 @@ VOCABULARY = {
     "graphopt.codegen.kernel",
     "graphopt.runtime.host",
     "graphopt.weight_budget",
+    "graphopt.integer_kernels",
 }
 
 # Data flows one way. Each stage may import itself, the vocabulary and what is listed here.
 IR = {"graphopt.ir", "graphopt.ops"}
 STAGES: dict[str, set[str]] = {
     "graphopt.frontend": IR,
+    "graphopt.compression": {"graphopt.frontend"},
     "graphopt.passes": IR,
     "graphopt.lowering": IR | {"schedules"},
     "graphopt.codegen": set(),

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from graphopt.cli import log_verbs, tune_verb, verbs
+from graphopt.cli import log_verbs, quantize_verb, tune_verb, verbs
 from graphopt.cli.parser import make_parser
 from graphopt.cli.progress import logged
 from graphopt.errors import GraphoptError
@@ -24,6 +24,7 @@ _VERBS = {
     "inspect": verbs.inspect,
     "logs": log_verbs.logs,
     "profile": verbs.profile,
+    "quantize": quantize_verb.quantize,
     "run": verbs.run,
     "tune": tune_verb.tune,
     "rpc-server": tune_verb.rpc_server,

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from graphopt import __version__
-from graphopt.cli import log_parser, options
+from graphopt.cli import log_parser, options, quantize_parser
 
 _SHAPE_HELP = (
     "shape of an input whose dimensions the model leaves open, such as --shape x=1,3,224,224; "
@@ -31,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _inspect(verbs)
     _compile(verbs)
+    _quantize(verbs)
     _tune(verbs)
     _rpc_server(verbs)
     _logs(verbs)
@@ -137,6 +138,14 @@ def _compile(verbs: Any) -> None:
         "--tuning-log", metavar="DIR", help="records of graphopt tune, before the shipped ones"
     )
     records.add_argument("--no-records", action="store_true", help="use no tuning records")
+    parser.add_argument(
+        "--quantize",
+        choices=quantize_parser.PRESETS,
+        help="quantize the model first, see graphopt quantize; needs --calibration",
+    )
+    parser.add_argument(
+        "--calibration", metavar="DATA", help="typical inputs, see graphopt quantize"
+    )
     parser.add_argument("--dump-ir", metavar="DIR", help="write the IR after each pass there")
     parser.add_argument(
         "--max-weight-growth",
@@ -146,6 +155,23 @@ def _compile(verbs: Any) -> None:
         "least (default: 2)",
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use nor fill the cache")
+
+
+def _quantize(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "quantize",
+        "turn a float model into one that computes in integers",
+        "Quantize a float32 ONNX model after training, and say what that costs, layer by layer.\n"
+        "The result is an ordinary ONNX file with QuantizeLinear and DequantizeLinear.",
+        *quantize_parser.EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.onnx")
+    quantize_parser.add_flags(parser)
+    _shape_flag(parser, _SHAPE_HELP + "; bound in the result too")
+    _constant_flag(parser, "; bound in the result too")
+    _threads_flag(parser, "default: physical cores")
 
 
 def _tune(verbs: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 import graphopt
 from graphopt.cli import options, render
@@ -59,6 +60,8 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
             threads=args.threads,
             tuning_log=() if args.no_records else args.tuning_log,
             numerics=args.numerics,
+            quantization=args.quantize,
+            calibration=args.calibration,
             dump_ir=args.dump_ir,
             max_weight_growth=args.max_weight_growth,
             cache=not args.no_cache and args.dump_ir is None,
@@ -75,8 +78,12 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
         "seconds": elapsed,
         "programs": [account.to_dict() for account in reports],
     }
+    notes = []
+    if model.quantization is not None:
+        result["quantization"] = model.quantization.to_dict()
+        notes.append(Text(model.quantization.headline))
     tables = [render.report(account) for account in reports]
-    screen.show(result, *tables, f"wrote {path} ({render.size(nbytes)}) in {elapsed:.1f} s")
+    screen.show(result, *notes, *tables, f"wrote {path} ({render.size(nbytes)}) in {elapsed:.1f} s")
     return OK
 
 

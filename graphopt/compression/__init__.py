@@ -1,0 +1,1 @@
+"""Compression: ONNX models become smaller or cheaper ONNX models, and say what that costs."""

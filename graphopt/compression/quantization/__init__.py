@@ -1,0 +1,1 @@
+"""Quantization after training: statistics → plan → QDQ model, and a report on what it costs."""

@@ -1,0 +1,248 @@
+"""quantize(): an ONNX model becomes one that computes in integers, with a report of the cost."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ValueInfoProto
+
+from graphopt.api import CompiledModel
+from graphopt.artifact.atomic import replacing
+from graphopt.bench.inputs import sample_inputs
+from graphopt.compression.quantization.config import QuantizationConfig
+from graphopt.compression.quantization.feeds import Data, InputSpec
+from graphopt.compression.quantization.graph import Graph
+from graphopt.compression.quantization.html import to_html
+from graphopt.compression.quantization.images import ImagePreprocessing
+from graphopt.compression.quantization.pipeline import quantize_model
+from graphopt.compression.quantization.plan import Plan
+from graphopt.compression.quantization.report import QuantizationReport
+from graphopt.compression.quantization.sources import open_data
+from graphopt.compression.quantization.statistics import Statistics
+from graphopt.config import (
+    CompileConfig,
+    ConstantsOption,
+    ShapesOption,
+    parse_constants,
+    parse_shapes,
+)
+from graphopt.errors import ModelError, OptionError
+from graphopt.frontend.load import load_model, require_weights
+from graphopt.frontend.model import OnnxModel
+from graphopt.signature import constant_arrays, signature_of
+
+Array = np.ndarray[Any, Any]
+Source = Any  # path, bytes or onnx.ModelProto
+
+RANDOM_BATCHES = 8
+_PROGRAMS = 4
+"""Compiled models that are kept: the float one and the quantized one, each with its outputs."""
+
+
+class CompiledRuns:
+    """Runs models by compiling them; a model with the same wanted tensors is compiled once."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._config = CompileConfig.of(threads=threads)
+        self._programs: OrderedDict[tuple[int, tuple[str, ...]], _Program] = OrderedDict()
+
+    def __call__(
+        self, model: OnnxModel, feeds: Mapping[str, Array], wanted: Sequence[str]
+    ) -> Mapping[str, Array]:
+        """The tensors `wanted` of a model, any that it computes."""
+        key = (id(model), tuple(wanted))
+        if key not in self._programs:
+            program = CompiledModel(with_outputs(model, wanted), self._config)
+            self._programs[key] = _Program(model, program)
+            if len(self._programs) > _PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key].program.run(feeds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """`source` is held so that its id stays its own."""
+
+    source: OnnxModel
+    program: CompiledModel
+
+
+def with_outputs(model: OnnxModel, names: Sequence[str]) -> OnnxModel:
+    """A prepared model whose outputs are the given tensors."""
+    types = Graph(model).types
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.graph.output[:]
+    for name in names:
+        kind = types.get(name)
+        value = ValueInfoProto(name=name) if kind is None else ValueInfoProto(name=name, type=kind)
+        proto.graph.output.append(value)
+    return OnnxModel(proto, model.base_dir)
+
+
+@dataclass(frozen=True)
+class RandomData:
+    """Seeded random inputs, for trying things out: the ranges they give are those of no task."""
+
+    model: onnx.ModelProto
+    shapes: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, Array]
+
+    repeatable = True
+
+    @property
+    def description(self) -> str:
+        """Where the data is from, in words."""
+        return "random numbers, which are no data of any task: expect other accuracy with real data"
+
+    def batches(self, specs: tuple[InputSpec, ...]) -> Iterator[Mapping[str, Array]]:
+        """Floats are standard normal, integers small and not negative, masks ones."""
+        for seed in range(RANDOM_BATCHES):
+            feeds = sample_inputs(self.model, self.shapes, given=self.constants, seed=seed)
+            yield {spec.name: feeds[spec.name] for spec in specs}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationResult:
+    """What quantize() gives.
+
+    Attributes:
+        model: an ordinary ONNX model with QuantizeLinear and DequantizeLinear.
+        report: what was done to each layer, what it cost and why.
+        plan, statistics: every scale and decision, and what calibration saw.
+    """
+
+    model: onnx.ModelProto
+    report: QuantizationReport
+    plan: Plan
+    statistics: Statistics | None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one .onnx file, atomically.
+
+        Raises:
+            ArtifactError: it cannot be written; an old file stays as it was.
+            ModelError: it is larger than the 2 GB that protobuf can write.
+        """
+        try:
+            data = self.model.SerializeToString()
+        except ValueError as error:
+            raise ModelError(
+                "save",
+                "the quantized model is larger than 2 GB.",
+                hint="onnx.save(result.model, path, save_as_external_data=True) writes two files.",
+            ) from error
+        with replacing(path, "save") as file:
+            file.write(data)
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write the report to an .html file (self-contained) or a .json file, atomically."""
+        kind = Path(path).suffix.lower()
+        if kind not in (".html", ".json"):
+            raise OptionError("report", f"'{path}' is neither .html nor .json.")
+        text = to_html(self.report) if kind == ".html" else self.report.to_json()
+        with replacing(path, "report") as file:
+            file.write(text.encode())
+
+
+def quantize(
+    model: Source,
+    calibration: Any = None,
+    config: QuantizationConfig | str | None = None,
+    *,
+    images: ImagePreprocessing | None = None,
+    shapes: ShapesOption = None,
+    constants: ConstantsOption = None,
+    threads: int | None = None,
+    **options: Any,
+) -> QuantizationResult:
+    """Quantize a float32 ONNX model after training.
+
+    Args:
+        model: a path, the bytes of an .onnx file, or a ModelProto.
+        calibration: typical inputs: an .npz or .npy file, a folder of these or of images, or an
+            iterable of dicts (input name → array). "random" for random numbers, to try things out.
+            None is possible for weight-only formats, which are then not compared.
+        config: a QuantizationConfig, or the name of a preset: "int8" (the default),
+            "int8-weights", "int4-weights", "float16" or "bfloat16".
+        images: how image files become inputs.
+        shapes, constants: bound in the result, as in compile(); "random" needs all shapes.
+        threads: of the runs on calibration data; None for the physical cores.
+        options: single fields of QuantizationConfig, in place of the config's.
+
+    Raises:
+        OptionError: an option is unknown, out of range, or names nothing in the model.
+        InputError: the calibration data does not fit the model, or is not finite.
+        ModelError: the model is invalid, quantized already, or has nothing to quantize.
+    """
+    chosen = QuantizationConfig.of(config, **options)
+    loaded = load_model(model)
+    require_weights(loaded)
+    return quantize_loaded(
+        loaded, calibration, chosen, images=images, shapes=shapes, constants=constants,
+        threads=threads,
+    )  # fmt: skip
+
+
+def quantize_loaded(
+    model: OnnxModel,
+    calibration: Any,
+    config: QuantizationConfig,
+    *,
+    images: ImagePreprocessing | None = None,
+    shapes: ShapesOption = None,
+    constants: ConstantsOption = None,
+    threads: int | None = None,
+) -> QuantizationResult:
+    """quantize() for a model that is loaded already."""
+    bound = dict(_one("shapes", () if shapes is None else parse_shapes(shapes)))
+    values = _one("constants", () if constants is None else parse_constants(constants))
+    arrays = constant_arrays(signature_of(model), values)
+    data: Data | None = None
+    if isinstance(calibration, str) and calibration == "random":
+        data = RandomData(model.proto, bound, arrays)
+    elif calibration is not None:
+        data = open_data(calibration, images)
+    done = quantize_model(model, data, config, CompiledRuns(threads), bound, arrays)
+    return QuantizationResult(_complete(done.model), done.report, done.plan, done.statistics)
+
+
+def quantize_for(
+    model: OnnxModel, quantization: Any, calibration: Any, config: CompileConfig
+) -> tuple[OnnxModel, QuantizationReport]:
+    """The quantized form of a model that is about to be compiled with `config`.
+
+    Shapes stay open: they are bound when it is compiled. Random data takes the first ones.
+    """
+    chosen = QuantizationConfig.of(quantization)
+    constants = (
+        constant_arrays(signature_of(model), config.constants[0]) if config.constants else {}
+    )
+    data: Data | None = None
+    if isinstance(calibration, str) and calibration == "random":
+        data = RandomData(model.proto, dict(config.shapes[0]) if config.shapes else {}, constants)
+    elif calibration is not None:
+        data = open_data(calibration)
+    done = quantize_model(model, data, chosen, CompiledRuns(config.threads))
+    return done.model, done.report
+
+
+def _one(name: str, given: Sequence[Any]) -> Any:
+    if len(given) > 1:
+        raise OptionError("options", f"give one set of {name}, not several.")
+    return given[0] if given else ()
+
+
+def _complete(model: OnnxModel) -> onnx.ModelProto:
+    """The model with its external data inside."""
+    if model.base_dir is not None:
+        onnx.load_external_data_for_model(model.proto, str(model.base_dir))
+    return model.proto
