@@ -11,8 +11,9 @@ from pathlib import Path
 from graphopt.runtime.tiles import tiles_allowed
 
 # LLVM's name of each instruction-set extension that compiled code may contain, and the flag that
-# the Linux kernel shows when the processor has it and the system enables it. Left out is what neither
-# LLVM generates by itself nor a kernel asks for (cryptography): needing it would only refuse machines.
+# the Linux kernel shows when the processor has it and the system enables it. Left out is what
+# neither LLVM generates by itself nor a kernel asks for (cryptography): needing it would only
+# refuse machines.
 X86_FLAGS = {
     "sse": "sse",
     "sse2": "sse2",
