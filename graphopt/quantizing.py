@@ -97,11 +97,11 @@ class RandomData:
     constants: Mapping[str, Array]
 
     repeatable = True
-
-    @property
-    def description(self) -> str:
-        """Where the data is from, in words."""
-        return "random numbers, which are no data of any task: expect other accuracy with real data"
+    description = "random numbers"
+    warning = (
+        "the ranges follow from random numbers, which are the data of no task: calibrate with "
+        "typical inputs before using this model."
+    )
 
     def batches(self, specs: tuple[InputSpec, ...]) -> Iterator[Mapping[str, Array]]:
         """Floats are standard normal, integers small and not negative, masks ones."""
@@ -206,11 +206,7 @@ def quantize_loaded(
     bound = dict(_one("shapes", () if shapes is None else parse_shapes(shapes)))
     values = _one("constants", () if constants is None else parse_constants(constants))
     arrays = constant_arrays(signature_of(model), values)
-    data: Data | None = None
-    if isinstance(calibration, str) and calibration == "random":
-        data = RandomData(model.proto, bound, arrays)
-    elif calibration is not None:
-        data = open_data(calibration, images)
+    data = _data(model, calibration, images, bound, arrays)
     done = quantize_model(model, data, config, CompiledRuns(threads), bound, arrays)
     return QuantizationResult(_complete(done.model), done.report, done.plan, done.statistics)
 
@@ -233,6 +229,21 @@ def quantize_for(
         data = open_data(calibration)
     done = quantize_model(model, data, chosen, CompiledRuns(config.threads))
     return done.model, done.report
+
+
+def _data(
+    model: OnnxModel,
+    calibration: Any,
+    images: ImagePreprocessing | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    constants: Mapping[str, Array],
+) -> Data | None:
+    if calibration is None:
+        return None
+    if not isinstance(calibration, str) or calibration != "random":
+        return open_data(calibration, images)
+    known = {name: value.shape for name, value in constants.items()}
+    return RandomData(model.proto, signature_of(model).bind({**known, **shapes}), constants)
 
 
 def _one(name: str, given: Sequence[Any]) -> Any:

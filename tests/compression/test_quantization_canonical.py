@@ -113,6 +113,6 @@ def test_a_model_that_cannot_be_raised_is_refused_with_its_node() -> None:
     b.inputs.append(flag)
     y = b.op("If", "flag", then_branch=branch, else_branch=branch, name="choice")
     b.conv(x, 3, 3, name="conv")
-    with pytest.raises(ModelError, match="of operator set 11.*need 13.*has a body") as caught:
+    with pytest.raises(ModelError, match=r"of operator set 11.*need 13.*has a body") as caught:
         form(b.model(y, "conv_out"))
     assert caught.value.node == "choice"

@@ -76,7 +76,7 @@ def test_images_with_stated_preprocessing(tmp_path: Path) -> None:
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :, 0], pixels[:, :8, 2] = 255, 51
     Image.fromarray(pixels).save(tmp_path / "one.png")
-    with pytest.raises(OptionError, match="not stated.*--image-mean"):
+    with pytest.raises(OptionError, match=r"not stated.*--image-mean"):
         batches(tmp_path, ONE)
     stated = ImagePreprocessing(mean=(0.5, 0.0, 0.2), std=(0.5, 1.0, 0.2))
     (found,) = batches(tmp_path, ONE, images=stated)
@@ -137,8 +137,7 @@ def test_wrong_data_is_refused_in_words(source: Any, words: str) -> None:
     b = Builder()
     model = b.model(b.conv(b.input("x", 1, 3, 4, 4), 3, 3))
     with pytest.raises(GraphoptError, match=words):
-        found = batches(source, ONE)
-        quantized(model, found)
+        quantized(model, batches(source, ONE))
 
 
 @pytest.mark.parametrize(

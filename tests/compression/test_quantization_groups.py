@@ -140,9 +140,9 @@ def test_exclude_and_only() -> None:
     assert [g.name for g in placed(model, exclude=("a_relu",)).groups] == ["b", "c"]
     found = placed(model, only=("b",))
     assert [each.name for each in found.groups] == ["b"]
-    with pytest.raises(ModelError, match="nothing to quantize.*option exclude"):
+    with pytest.raises(ModelError, match=r"nothing to quantize.*option exclude"):
         placed(model, exclude=("Conv",))
-    with pytest.raises(OptionError, match="exclude names 'A_rel'.*no node.*'a_relu'"):
+    with pytest.raises(OptionError, match=r"exclude names 'A_rel'.*no node.*'a_relu'"):
         placed(model, exclude=("A_rel",))
 
 

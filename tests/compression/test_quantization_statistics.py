@@ -148,7 +148,7 @@ def test_statistics_per_channel() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_by_name(value: float) -> None:
-    with pytest.raises(InputError, match="tensor 't' has an? (NaN|infinity)"):
+    with pytest.raises(InputError, match=r"tensor 't' has an? (NaN|infinity)"):
         statistics(np.float32([1, value]))
 
 

@@ -33,6 +33,11 @@ class Data(Protocol):
         ...
 
     @property
+    def warning(self) -> str | None:
+        """What the user of a model calibrated with it should know."""
+        ...
+
+    @property
     def repeatable(self) -> bool:
         """Whether it can be read more than once."""
         ...
@@ -47,6 +52,8 @@ class Given:
     """Dicts of arrays from an iterable."""
 
     source: Iterable[Any]
+
+    warning = None
 
     @property
     def description(self) -> str:

@@ -25,6 +25,7 @@ class ArrayFile:
     path: Path
 
     repeatable = True
+    warning = None
 
     @property
     def description(self) -> str:
@@ -43,6 +44,7 @@ class ArrayFolder:
     path: Path
 
     repeatable = True
+    warning = None
 
     @property
     def description(self) -> str:

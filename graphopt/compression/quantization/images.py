@@ -81,6 +81,7 @@ class ImageFolder:
     preprocessing: ImagePreprocessing
 
     repeatable = True
+    warning = None
 
     @property
     def description(self) -> str:

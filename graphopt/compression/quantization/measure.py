@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphopt.compression.quantization.graph import Graph
-from graphopt.compression.quantization.narrow import approximated
 from graphopt.compression.quantization.plan import Plan
 from graphopt.compression.quantization.running import Batches, Run, observed
-from graphopt.compression.quantization.scheme import decibels, rounded, signal_to_noise
+from graphopt.compression.quantization.scheme import decibels, rounded
 from graphopt.frontend.model import Array, OnnxModel
 
 
@@ -23,14 +22,12 @@ class Measurements:
         layers: by tensor, what all quantization up to it does to a layer's output.
         outputs: the same for the graph's float outputs.
         activations: by tensor, what rounding to 8 bits alone does to it.
-        weights: by product, what storing its weights alone does to them.
         batches: how many were compared.
     """
 
     layers: Mapping[str, float]
     outputs: Mapping[str, float]
     activations: Mapping[str, float]
-    weights: Mapping[str, float]
     batches: int
 
 
@@ -89,17 +86,8 @@ def measure(
         {name: cumulative[name].ratio for name in layers},
         {name: cumulative[name].ratio for name in outputs},
         {name: power.ratio for name, power in alone.items()},
-        {each.node: weight_noise(graph, plan, each.node) for each in plan.weights},
         count,
     )
-
-
-def weight_noise(graph: Graph, plan: Plan, node: str) -> float:
-    """SQNR of a product's weights."""
-    each = plan.weight(node)
-    assert each is not None
-    weight = graph.array(each.tensor)
-    return signal_to_noise(weight, approximated(weight, each))
 
 
 def _together(

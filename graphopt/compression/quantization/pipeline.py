@@ -116,8 +116,9 @@ def quantize_model(
         log.info("comparing with the float model on %d batches", len(samples.kept))
         measurements = measure(run, base, apply(base, plan, integer_io=False), plan, samples.kept)
         costs = _effects(run, base, plan, samples.kept)
+    warnings = [] if data is None or data.warning is None else [data.warning]
     report = make_report(
-        base, final, plan, statistics, measurements, costs, (), samples.description, ()
+        base, final, plan, statistics, measurements, costs, (), samples.description, warnings
     )
     return Quantized(final, base, statistics, plan, report)
 

@@ -34,8 +34,9 @@ def find_range(found: TensorStatistics, config: QuantizationConfig) -> Range:
 
 def clipped_share(found: TensorStatistics, low: float, high: float) -> float:
     """Share of a tensor's values outside [low, high], as far as the histograms tell."""
-    outside = _above(found.positive, high) + _above(found.negative, -low)
-    return outside / max(found.count, 1)
+    above = _above(found.positive, high) if high < found.high else 0.0
+    below = _above(found.negative, -low) if low > found.low else 0.0
+    return (above + below) / max(found.count, 1)
 
 
 def _above(side: Histogram, limit: float) -> float:

@@ -15,8 +15,10 @@ from graphopt.compression.quantization.graph import Graph
 from graphopt.compression.quantization.groups import Group
 from graphopt.compression.quantization.histogram import BINS, Histogram
 from graphopt.compression.quantization.measure import Measurements
+from graphopt.compression.quantization.narrow import approximated
 from graphopt.compression.quantization.plan import ActivationPlan, Plan
 from graphopt.compression.quantization.ranges import clipped_share
+from graphopt.compression.quantization.scheme import signal_to_noise
 from graphopt.compression.quantization.statistics import Statistics, TensorStatistics
 from graphopt.frontend.model import OnnxModel, tensor_nbytes
 
@@ -125,6 +127,8 @@ class QuantizationReport:
         if not self.outputs:
             return "Nothing was compared: there is no calibration data."
         name, worst = min(self.outputs.items(), key=lambda item: item[1])
+        if worst == math.inf:
+            return "No accuracy is lost: the outputs are those of the float model."
         total = f"output '{name}' has {decibel(worst)}"
         known = [row for row in self.layers if row.effect is not None]
         if known:
@@ -208,7 +212,10 @@ def _layer(
 ) -> LayerRow:
     weight = plan.weight(group.name)
     found = None if measurements is None else measurements.layers.get(group.output)
-    noise = None if measurements is None else measurements.weights.get(group.name)
+    noise = None
+    if weight is not None:
+        values = graph.array(weight.tensor)
+        noise = signal_to_noise(values, approximated(values, weight))
     return LayerRow(
         group.name,
         group.op,
