@@ -15,7 +15,7 @@ from graphopt.errors import ArtifactError, OptionError
 
 sys.path.insert(0, str(Path(__file__).parent / "compression"))
 
-from quantization_cases import Builder, feeds, quantized, run  # noqa: E402
+from quantization_cases import Builder, feeds, quantized, run
 
 
 def test_a_model_is_quantized_saved_compiled_and_explained(
@@ -33,7 +33,7 @@ def test_a_model_is_quantized_saved_compiled_and_explained(
     result.save_report(tmp_path / "r.html")
     result.save_report(tmp_path / "r.json")
     assert result.report.headline in (tmp_path / "r.json").read_text()
-    with pytest.raises(OptionError, match="neither .html nor .json"):
+    with pytest.raises(OptionError, match=r"neither \.html nor \.json"):
         result.save_report(tmp_path / "r.txt")
     with pytest.raises(ArtifactError):
         result.save(tmp_path / "none" / "q.onnx")
