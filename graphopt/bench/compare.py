@@ -250,6 +250,7 @@ def bench(
     turn_seconds: float = 0.15,
     options: CompileOptions | None = None,
     artifact: str | Path | None = None,
+    files: Mapping[str, Path] | None = None,
     subject: str = "graphopt",
     tolerance: float | None = None,
     name: str | None = None,
@@ -263,7 +264,8 @@ def bench(
     process uses the CPU, and with one untimed run. Outputs of the last run are compared with
     ONNX Runtime's without optimisations. `inputs` replaces the seeded inputs, `limits` bounds
     seeded integers, `constants` gives values of inputs that are compiled in; `artifact` is a
-    .gopt of this model to use instead of compiling.
+    .gopt of this model to use instead of compiling; `files` are ONNX files with the same inputs and
+    outputs that some engines get instead of `model`.
 
     Raises:
         OptionError: unknown engine, or no round to measure.
@@ -292,10 +294,12 @@ def bench(
             compiled: dict[str, Any] = {}
             ours = job
             try:
+                if files and engine in files:
+                    ours = _instead(job, files[engine])
                 if engine == "graphopt":
                     path = Path(artifact) if artifact else None
                     if path is None:
-                        path, compiled = _compile(job, options or CompileOptions())
+                        path, compiled = _compile(ours, options or CompileOptions())
                     ours = _with_model(job, path)
                 wait_until_idle(c.process for c in contestants.values())
                 contestant = _open_best(stack, ours, engine, turn_seconds)
@@ -333,6 +337,15 @@ def bench(
 
 def _with_model(job: _Job, path: Path) -> _Job:
     return replace(job, model=path, bound=path)
+
+
+def _instead(job: _Job, path: Path) -> _Job:
+    """The job on another file, which is bound to the same shapes if the job's own is."""
+    if job.bound == job.model:
+        return _with_model(job, path)
+    bound = job.folder / f"bound-{path.name}"
+    onnx.save(bind_shapes(onnx.load(path), load_arrays(job.inputs, job.input_names)), bound)
+    return replace(job, model=path, bound=bound)
 
 
 def _measure(

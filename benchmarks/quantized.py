@@ -1,0 +1,203 @@
+"""int8 beside ONNX Runtime and OpenVINO: python benchmarks/quantized.py [--models …] [--json FILE]
+
+Every model is quantized by graphopt and by ONNX Runtime's own tool, from the same seeded data, and
+measured in three ways: all engines on graphopt's file, all on ONNX Runtime's, and each on its own
+tool's (OpenVINO, whose quantizer for ONNX files is NNCF, on whichever of the two it runs faster).
+Beside: what graphopt's float program takes, and how far both files are from the float model. Random
+data shows latency; accuracy is quantization_accuracy.py's. Exit status as of compare.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from catalogue import Model, select
+from ort_quantizer import quantize_with_ort
+from rich.console import Console
+from rich.table import Table
+
+import graphopt
+from graphopt.bench import CompileOptions, Row, bench, sample_inputs
+from graphopt.runtime.host import physical_cores
+
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "squeezenet1_1",
+    "minilm_l6",
+    "ppocr_rec",
+    "ppocr_det",
+)
+PEERS = ("onnxruntime", "openvino")
+BATCHES = 8
+
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model: latency ratios by setting and peer, that to graphopt's float, SQNR of both files
+    in dB, and what failed."""
+
+    model: str
+    milliseconds: float
+    ours: Mapping[str, float]
+    theirs: Mapping[str, float]
+    own: Mapping[str, float]
+    to_float: float
+    sqnr: tuple[float, float]
+    failures: tuple[str, ...]
+
+
+def batches(path: Path, model: Model) -> list[Feeds]:
+    """Seeded inputs."""
+    proto = onnx.load(path, load_external_data=False)
+    return [
+        sample_inputs(proto, model.shapes, given=model.inputs(), limits=model.limits, seed=seed)
+        for seed in range(BATCHES)
+    ]
+
+
+def sqnr(reference: Path, path: Path, feeds: Feeds) -> float:
+    """Signal to quantization noise of all outputs, both run by ONNX Runtime unoptimised, in dB."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    runs = [ort.InferenceSession(str(each), options).run(None, feeds) for each in (reference, path)]
+    signal = sum(float(np.square(want.astype("f8")).sum()) for want in runs[0])
+    pairs = zip(*runs, strict=True)
+    noise = sum(float(np.square(want.astype("f8") - found).sum()) for want, found in pairs)
+    return 10 * math.log10(signal / noise) if noise else math.inf
+
+
+def medians(row: Row) -> dict[str, float]:
+    """The subject's latency divided by each peer's."""
+    return {name: spread.median for name, spread in row.ratios.items()}
+
+
+def measure(model: Model, folder: Path, threads: int, rounds: int, records: bool) -> Result | None:
+    """Quantize and measure one model; None if its package is not installed."""
+    path = model.provide(folder)
+    if path is None:
+        return None
+    data = batches(path, model)
+    shapes, constants = dict(model.shapes), dict(model.constants)
+    ours, theirs = folder / f"{model.name}.graphopt.onnx", folder / f"{model.name}.ort.onnx"
+    result = graphopt.quantize(path, data, shapes=shapes or None, constants=constants or None)
+    result.save(ours)
+    quantize_with_ort(path, theirs, data)
+    options = CompileOptions(tuning_log=None if records else ())
+
+    def compared(file: Path, name: str, **more: Any) -> Row:
+        return bench(
+            file,
+            vs=PEERS,
+            shapes=shapes,
+            inputs=data[0],
+            threads=threads,
+            rounds=rounds,
+            options=options,
+            name=f"{model.name}, {name}",
+            **more,
+        )
+
+    rows = [compared(ours, "graphopt's file"), compared(theirs, "ONNX Runtime's file")]
+    latency = [row.subject.latency / medians(row)["openvino"] for row in rows if row.ok]
+    faster = theirs if len(latency) == 2 and latency[1] < latency[0] else ours
+    files = {"graphopt": ours, "onnxruntime": theirs, "openvino": faster}
+    # Quantized differently, they differ by design: how far is told apart.
+    own = compared(path, "each its own", files=files, tolerance=math.inf)
+    floats = bench(
+        path,
+        vs=(),
+        shapes=shapes,
+        inputs=data[0],
+        threads=threads,
+        rounds=rounds,
+        options=options,
+        name=f"{model.name}, float",
+    )
+    return Result(
+        model.name,
+        1e3 * own.subject.latency,
+        medians(rows[0]),
+        medians(rows[1]),
+        medians(own),
+        floats.subject.latency / own.subject.latency,
+        (sqnr(path, ours, data[0]), sqnr(path, theirs, data[0])),
+        tuple(failure for row in (*rows, own, floats) for failure in row.failures),
+    )
+
+
+def table(results: Sequence[Result]) -> Table:
+    """All results, and the means of what is faster of the peers."""
+    head = ["model", "ms", "our file: ÷ ORT", "÷ OV", "its file: ÷ ORT", "÷ OV"]
+    head += ["own files: ÷ ORT", "÷ OV", "× float", "dB ours", "dB ORT's"]
+    made = Table(*head, title="int8: latency of graphopt ÷ peer (below 1: graphopt is faster)")
+    settings = ("ours", "theirs", "own")
+    for result in results:
+        ratios = [getattr(result, each).get(peer) for each in settings for peer in PEERS]
+        made.add_row(
+            result.model,
+            f"{result.milliseconds:.3g}",
+            *("–" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            f"{result.to_float:.2f}",
+            *(f"{each:.1f}" for each in result.sqnr),
+        )
+    means = [
+        geometric_mean([max(getattr(r, each).values()) for r in results if getattr(r, each)] or [1])
+        for each in settings
+    ]
+    made.caption = "geometric means ÷ the faster peer: " + ", ".join(f"{m:.2f}" for m in means)
+    return made
+
+
+def main() -> int:
+    """Measure; print the table and the failures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="NAME")
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-records", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="graphopt-quantized-") as folder:
+        for model in select(arguments.models):
+            with console.status(model.name):
+                found = measure(
+                    model,
+                    Path(folder),
+                    arguments.threads,
+                    arguments.rounds,
+                    not arguments.no_records,
+                )
+            if found is None:
+                console.print(f"[yellow]skipped {model.name}: {model.package} is not installed")
+                continue
+            results.append(found)
+            for failure in found.failures:
+                console.print(f"[red]{found.model}: {failure}", highlight=False)
+    console.print(table(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    return int(not results or any(result.failures for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
