@@ -25,6 +25,7 @@ from graphopt.frontend.partition import Segment as Part
 from graphopt.frontend.prepare import prepare, prepare_segment
 from graphopt.lowering.weights import WeightPool
 from graphopt.programs import AnyProgram, Segment, Specialisation, Staged, key_for
+from graphopt.report import Report
 from graphopt.runtime.library import open_module
 from graphopt.specialisations import Key, describe, value_of
 from graphopt.tuning.library import advice
@@ -167,7 +168,7 @@ class Builder:
             result.report,
             target.key(threads),
             target.arch,
-            tuple(sorted(target.features)),
+            tuple(sorted(target.needed(_uses_tiles(result.report)))),
             module,
             library,
         )
@@ -234,3 +235,8 @@ class Builder:
             return None
         log.info("found in the compile cache")
         return items
+
+
+def _uses_tiles(report: Report) -> bool:
+    """Whether a kernel computes in tile registers."""
+    return any(".tiles" in call.candidate for call in report.calls)

@@ -38,13 +38,13 @@ _X86 = (
     _Known(
         "AVX-VNNI",
         frozenset({"avxvnni"}),
-        False,
+        True,
         "32 int8 multiply-adds per instruction: up to 4 times the float32 rate of AVX2",
     ),
     _Known(
         "AVX-512 VNNI",
         frozenset({"avx512vnni"}),
-        False,
+        True,
         "64 int8 multiply-adds per instruction: up to 4 times the float32 rate of AVX-512",
     ),
     _Known(
@@ -62,7 +62,7 @@ _X86 = (
     _Known(
         "AMX",
         frozenset({"amx-tile", "amx-int8"}),
-        False,
+        True,
         "tiles of int8 products: up to 8 times the rate of VNNI",
     ),
 )

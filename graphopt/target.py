@@ -13,7 +13,7 @@ from tvm.target import Target
 from tvm_ffi import get_global_func
 
 from graphopt.errors import OptionError
-from graphopt.runtime.host import FLAGS, host_arch, host_features
+from graphopt.runtime.host import FLAGS, TILES, host_arch, host_features
 from schedules.interface import TargetTraits
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
@@ -162,6 +162,10 @@ class TargetSpec:
         l2_class = 1 << (max(self.l2_bytes // _KB, 1).bit_length() - 1)
         caches = f"l1.{self.l1_bytes // _KB}k-l2.{l2_class}k"
         return f"{self.arch}-{'.'.join(vector)}-{caches}-t{threads}"
+
+    def needed(self, tiles: bool) -> frozenset[str]:
+        """The features that a program may use: LLVM uses all but tile registers by itself."""
+        return self.features if tiles else self.features - TILES
 
     def has(self, features: frozenset[str]) -> bool:
         """Whether the processor has these (LLVM's names), be they for our code or not."""

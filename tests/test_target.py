@@ -56,8 +56,15 @@ def test_features_are_what_loading_checks() -> None:
 
 def test_extensions_that_llvm_never_generates_are_not_needed() -> None:
     for name in (X86 + "sapphirerapids", "aarch64:cortex-a76", "cpu"):
-        features = TargetSpec.parse(name).features
+        features = TargetSpec.parse(name).needed(tiles=False)
         assert not features & {"aes", "sha", "sha2", "pclmul", "amx-int8", "crc"}
+
+
+def test_tile_registers_are_needed_by_programs_that_use_them() -> None:
+    target = TargetSpec.parse(X86 + "sapphirerapids")
+    assert target.traits(1).amx
+    assert target.needed(tiles=True) - target.needed(tiles=False) == {"amx-tile", "amx-int8"}
+    assert not TargetSpec.parse(X86 + "cascadelake").traits(1).amx
 
 
 def test_host_features_come_from_the_processors_flags() -> None:

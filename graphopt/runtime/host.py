@@ -53,7 +53,7 @@ X86_FLAGS = {
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
 }
-_TILES = frozenset({"amx-tile", "amx-int8"})
+TILES = frozenset({"amx-tile", "amx-int8"})
 """What needs the system's permission beside the processor."""
 AARCH64_FLAGS = {
     "fp-armv8": "fp",
@@ -115,7 +115,7 @@ def host_features() -> frozenset[str]:
     except OSError:
         text = ""
     found = parse_cpuinfo(text, host_arch())
-    return found - _TILES if found & _TILES and not tiles_allowed() else found
+    return found - TILES if found & TILES and not tiles_allowed() else found
 
 
 def _cpu_quota() -> float:
