@@ -24,7 +24,8 @@ from graphopt.lowering.prices import Advisor, Offer, unadvised
 from graphopt.lowering.weights import WeightPool
 from graphopt.passes.base import PassReport, run_pipeline
 from graphopt.passes.pipeline import PIPELINE
-from graphopt.report import KernelRow, PassRow, Report
+from graphopt.passes.quantized import INTEGER_RULES
+from graphopt.report import FloatRow, KernelRow, PassRow, Report
 from schedules.interface import Numerics
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,12 @@ def _compiled(
         calls=tuple(
             KernelRow(use.site, use.kernel, use.candidate, use.origin, use.nodes)
             for use in emitted.uses
+        ),
+        floats=tuple(
+            FloatRow(refused.nodes, refused.reason)
+            for each in passes
+            for refused in each.refusals
+            if refused.rule in INTEGER_RULES
         ),
     )
     return Program(emitted.plan, module, objects, pool, report)

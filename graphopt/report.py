@@ -32,6 +32,14 @@ class KernelRow:
 
 
 @dataclass(frozen=True)
+class FloatRow:
+    """A convolution or product with quantized operands that is computed in floats, and why."""
+
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The account of one compiled program. Counts are of this specialisation.
 
@@ -42,6 +50,7 @@ class Report:
         nodes: ONNX nodes of the prepared model; operations: after the passes; groups: after
             fusion; kernels: distinct ones.
         weight_bytes, constant_bytes: packed weights, and the model's own.
+        floats: what a quantized model has computed in floats all the same.
     """
 
     target: str
@@ -60,6 +69,7 @@ class Report:
     passes: tuple[PassRow, ...]
     calls: tuple[KernelRow, ...]
     warnings: tuple[str, ...]
+    floats: tuple[FloatRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -79,6 +89,9 @@ class Report:
             KernelRow(**{**row, "nodes": tuple(row["nodes"])}) for row in plain["calls"]
         )
         fields["warnings"] = tuple(plain["warnings"])
+        fields["floats"] = tuple(
+            FloatRow(**{**row, "nodes": tuple(row["nodes"])}) for row in plain.get("floats", ())
+        )
         return Report(**fields)
 
     def origins(self) -> dict[str, int]:
@@ -109,6 +122,7 @@ def merged(whole: Report, parts: Sequence[tuple[str, Report]]) -> Report:
         calls=tuple(
             replace(row, site=f"{name}/{row.site}") for name, part in parts for row in part.calls
         ),
+        floats=tuple(row for part in reports for row in part.floats),
         warnings=tuple(
             dict.fromkeys((*whole.warnings, *(text for part in reports for text in part.warnings)))
         ),

@@ -49,7 +49,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     op = workload.op
     if op.kind not in ("max_pool2d", "avg_pool2d"):
         return ()
-    layouts = (PLAIN, *channel_layouts(op.output.shape[1], [op.output.dtype], traits))
+    layouts = (PLAIN, *channel_layouts(op.output.shape[1], [op.inputs[0].dtype], traits))
     kernel = op.attr("kernel")
     return tuple(
         candidate(

@@ -2,7 +2,7 @@
 
 Adjacent kept or reduced axes are merged first. Where the innermost group is reduced, each row goes
 into several vectors of partial results; where it is kept, vectors of results run over it and the
-reduced groups are loops. Sums of float16 are kept in float32; the error of sums against float64 is
+reduced groups are loops. Bytes are read as the numbers of the result's type. Sums of float16 are kept in float32; the error of sums against float64 is
 below 1e-6 of the sum of magnitudes for rows up to 10⁵.
 max and min give NaN where an element is NaN.
 """
@@ -121,7 +121,7 @@ class _Reduce:
         self.shape = source.physical(op.inputs[0].shape)
         self.axes = tuple(op.attr("axes"))
         self.groups = groups_of(self.shape, self.axes)
-        self.dtype = accumulator(op.inputs[0].dtype)
+        self.dtype = accumulator(op.output.dtype)
         self.identity, self.combine = _combine(op.attr("function"), self.dtype)
         self.count = prod(op.inputs[0].shape[a] for a in self.axes)
         self.lanes = lanes_of(traits, self.dtype)

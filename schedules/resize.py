@@ -71,7 +71,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     op = workload.op
     if op.kind != "resize2d":
         return ()
-    layouts = (PLAIN, *channel_layouts(op.output.shape[1], [op.output.dtype], traits))
+    layouts = (PLAIN, *channel_layouts(op.output.shape[1], [op.inputs[0].dtype], traits))
     method = op.attr("method")
     flops = {"nearest": 1.0, "linear": 8.0, "cubic": 40.0}[method]
     return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,8 @@ def report(account: Report) -> Table:
     table.add_row("operations", f"{account.operations} in {account.groups} groups after the passes")
     table.add_row("passes", Text(", ".join(f"{n} {c}" for n, c in fired.items()) or "none fired"))
     table.add_row("kernels", f"{account.kernels} distinct, {len(account.calls)} calls ({origins})")
+    for reason, count in Counter(row.reason for row in account.floats).items():
+        table.add_row("in floats", Text(f"{count} quantized operators: {reason}"))
     table.add_row("layout changes", str(account.layout_changes))
     table.add_row(
         "weights",

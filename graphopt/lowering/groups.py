@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.lowering.dataflow import Anchor, Dataflow, Legalised, Operation, Pointwise, View
+from graphopt.lowering.narrow_reads import (
+    Cheap,
+    left_to_readers,
+    narrow_inputs,
+    recomputed,
+    with_operands,
+)
 from graphopt.lowering.orient import orient
 from schedules.interface import Attr, Epilogue, Op, Step, TensorSig, Workload
 from schedules.registry import UNFUSED
@@ -45,7 +52,7 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
     """Partition the dataflow, in an order in which every input comes before its use."""
     users = dataflow.users()
     kept = {value for _, value in dataflow.outputs}
-    cheap = _recomputed(dataflow)
+    cheap = recomputed(dataflow)
     taken: set[int] = set()
     found: list[tuple[int, Group | Alias]] = []
     for index, operation in enumerate(dataflow.operations):
@@ -57,53 +64,18 @@ def form_groups(dataflow: Dataflow) -> tuple[Group | Alias, ...]:
         members = [index]
         if _takes_epilogue(operation):
             members = _absorb(dataflow, users, kept, taken, index)
-            while len(members) > 1 and _left_to_readers(dataflow, users, members[-1]):
+            while len(members) > 1 and left_to_readers(dataflow, users, members[-1]):
                 members.pop()
         taken.update(members)
-        found.append((members[-1], _make_group(dataflow, _with_operands(dataflow, members, cheap))))
+        members = with_operands(dataflow, members, cheap)
+        found.append((members[-1], _make_group(dataflow, members, cheap)))
     read = {value for _, entry in found for value in _reads(entry)} | kept
     for value, index in cheap.items():
         if value in read and index not in taken:
-            found.append((index, _make_group(dataflow, [index])))
+            members = with_operands(dataflow, [index], cheap)
+            found.append((index, _make_group(dataflow, members, cheap)))
     # A group may read what is computed between its first and its last member, never later.
     return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
-
-
-def _recomputed(dataflow: Dataflow) -> dict[int, int]:
-    """The values that each group computes for itself, by the operations that make them.
-
-    Numbers that were quantized are read as the integers they are kept as: a quarter of the bytes,
-    and one multiplication where they are used.
-    """
-    return {
-        operation.outputs[0]: index
-        for index, operation in enumerate(dataflow.operations)
-        if _is_cheap(operation)
-    }
-
-
-def _left_to_readers(dataflow: Dataflow, users: dict[int, list[int]], index: int) -> bool:
-    """Whether an operation at a group's end is cheap and other groups compute it for themselves."""
-    operation = dataflow.operations[index]
-    return _is_cheap(operation) and any(
-        isinstance(dataflow.operations[user].action, Pointwise)
-        for user in users.get(operation.outputs[0], ())
-    )
-
-
-def _is_cheap(operation: Operation) -> bool:
-    return isinstance(operation.action, Pointwise) and operation.action.op == "dequantize"
-
-
-def _with_operands(dataflow: Dataflow, members: list[int], cheap: dict[int, int]) -> list[int]:
-    """`members` with the cheap operations that make what pointwise ones among them read."""
-    first, rest = members[0], set(members[1:])
-    pointwise = isinstance(dataflow.operations[first].action, Pointwise)
-    readers = rest | {first} if pointwise else rest
-    made = {cheap[v] for m in readers for v in dataflow.operations[m].inputs if v in cheap}
-    if pointwise:
-        return sorted(readers | made)
-    return [first, *sorted(rest | made)]
 
 
 def _reads(entry: Group | Alias) -> tuple[int, ...]:
@@ -197,7 +169,7 @@ def _repetition(dataflow: Dataflow, members: list[int]) -> int:
     return max(found.values(), default=1)
 
 
-def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
+def _make_group(dataflow: Dataflow, members: list[int], cheap: Cheap) -> Group:
     operations = [dataflow.operations[m] for m in members]
     first, action = operations[0], operations[0].action
     nodes = tuple(dict.fromkeys(node for operation in operations for node in operation.nodes))
@@ -210,17 +182,18 @@ def _make_group(dataflow: Dataflow, members: list[int]) -> Group:
         kind, attrs = action.kind, action.attrs
     elif isinstance(action, Legalised):
         attrs, function = (("digest", action.digest), ("name", action.name)), action.function
+    inputs = narrow_inputs(dataflow, first, cheap)
     op = Op(
         kind,
-        tuple(dataflow.values[v] for v in first.inputs),
+        tuple(dataflow.values[v] for v in inputs),
         output,
         attrs,
-        tuple(v in dataflow.constants for v in first.inputs),
+        tuple(v in dataflow.constants for v in inputs),
         tuple(dataflow.values[v] for v in first.outputs[1:]),
     )
     epilogue, operands = _epilogue(dataflow, operations[1:], first.outputs[0], output)
     outputs = operations[-1].outputs
-    return Group(orient(Workload(op, epilogue)), first.inputs + operands, outputs, nodes, function)
+    return Group(orient(Workload(op, epilogue)), inputs + operands, outputs, nodes, function)
 
 
 def _pointwise_group(

@@ -11,11 +11,12 @@ from tvm import relax
 from graphopt.ir import Graph
 from graphopt.ops.quantize import conv_integer
 from graphopt.passes.base import Outcome
-from graphopt.passes.fold_affine import CONVOLUTIONS
+from graphopt.passes.fold_affine import CONVOLUTIONS, TRANSPOSED
 from graphopt.passes.integer_sums import after_sums, fits_int32, rescaled
 from graphopt.passes.quantized import (
     BYTES,
     DEQUANTIZE,
+    INTEGER_CONVOLUTION,
     Dequantized,
     along,
     centred,
@@ -24,8 +25,8 @@ from graphopt.passes.quantized import (
     obstacle,
 )
 from graphopt.passes.rewrite import Rule, View, apply_rules
-from graphopt.passes.signs import as_unsigned
-from graphopt.passes.values import Expr, constant, ints, shape_of
+from graphopt.passes.signs import as_bytes
+from graphopt.passes.values import Expr, constant, ints, op_name, shape_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def _match(view: View, _var: Expr, value: Expr) -> Quantized | None:
 
 def _check(view: View, found: Quantized) -> str | None:
     call, data, weight = found.call, found.data, found.weight
+    if op_name(call) in TRANSPOSED:
+        return "transposed convolutions have no kernels for integers"
     if data is None:
         return obstacle(view, call.args[0], "the data")
     if weight is None:
@@ -75,7 +78,7 @@ def _rewrite(view: View, found: Quantized) -> Expr:
     assert weight is not None  # checked
     array = centred(view, weight)
     assert array is not None  # checked
-    x, zero = as_unsigned(data.x, data.params.point)
+    x, zero = as_bytes(data.x, data.params.point, "uint8")
     rank = array.ndim
     columns = (1, -1, *[1] * (rank - 2))
     result = conv_integer(
@@ -107,7 +110,7 @@ class IntegerConvolutions:
 
     def run(self, graph: Graph) -> Outcome:
         rules: tuple[Rule[Any], ...] = (
-            Rule("integer convolution", CONVOLUTIONS, _match, _rewrite, _check),
+            Rule(INTEGER_CONVOLUTION, (*CONVOLUTIONS, *TRANSPOSED), _match, _rewrite, _check),
             *after_sums("graphopt.conv_integer"),
         )
         return apply_rules(graph, self.name, rules)

@@ -48,9 +48,10 @@ def padded(call: Expr, x: Expr, value: float) -> Expr:
     return relax.op.nn.pad(x, widths, str(call.attrs.pad_mode), value)
 
 
-def reaches(view: View, expr: Expr, kinds: Sequence[str]) -> bool:
-    """Whether one of `kinds` reads `expr` (its first operand) or what movements make of it."""
+def readers(view: View, expr: Expr) -> list[str]:
+    """The bindings that read `expr`, or what movements make of it, but for movements themselves."""
     pending, visited = [expr], {expr.name}
+    found: list[str] = []
     while pending:
         current = pending.pop()
         for name in view.users(current):
@@ -58,8 +59,8 @@ def reaches(view: View, expr: Expr, kinds: Sequence[str]) -> bool:
                 continue
             visited.add(name)
             call = view.value(name)
-            if op_name(call) in kinds and call.args[0].same_as(current):
-                return True
             if moves(call) and any(operand.same_as(current) for operand in operands_of(call)):
                 pending.append(view.variable(name))
-    return False
+            else:
+                found.append(name)
+    return found

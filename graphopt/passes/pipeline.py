@@ -15,6 +15,7 @@ from graphopt.passes.fold_padding import FoldPadding
 from graphopt.passes.identities import RemoveIdentities
 from graphopt.passes.integer_convolutions import IntegerConvolutions
 from graphopt.passes.integer_products import IntegerProducts
+from graphopt.passes.integer_readers import ReadIntegers
 from graphopt.passes.normalizations import RecoverNormalizations
 from graphopt.passes.quantize_moves import HoistQuantize
 from graphopt.passes.reciprocals import MultiplyByReciprocals
@@ -59,6 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     NormalizeSigns(),
     IntegerConvolutions(),
     IntegerProducts(),
+    ReadIntegers(),
     MergeConstantChains(),  # a batch normalisation's factor and the scales of the sums in front
     MultiplyByReciprocals(),
     # After everything that could use weights as integers; before factors are folded into weights.

@@ -17,6 +17,10 @@ REQUANTIZE = "graphopt.requantize"
 INTEGER_ANCHORS = ("graphopt.conv_integer", "graphopt.matmul_integer")
 BYTES = ("int8", "uint8")
 
+INTEGER_CONVOLUTION, INTEGER_PRODUCT = "integer convolution", "integer product"
+INTEGER_RULES = (INTEGER_CONVOLUTION, INTEGER_PRODUCT)
+"""The rules whose refusals say what of a quantized graph stays in floats."""
+
 INT32_MAX = 2**31 - 1
 
 

@@ -44,17 +44,20 @@ def _behind_sums(view: View, expr: Expr) -> bool:
             return False
         current = pending.pop()
         cast = view.call(current, "astype")
-        if cast is not None:
-            sums = view.call(cast.args[0], "add", *INTEGER_ANCHORS)
-            if sums is None or dtype_of(sums) != "int32":
-                continue
-            inner = sums.args[0] if op_name(sums) == "add" else cast.args[0]
-            if view.call(inner, *INTEGER_ANCHORS) is not None:
-                return True
+        if cast is not None and _is_sums(view, cast.args[0]):
+            return True
         call = view.call(current, *ELEMENTWISE)
         if call is not None:
             pending.extend(arg for arg in call.args if isinstance(arg, relax.Var))
     return False
+
+
+def _is_sums(view: View, expr: Expr) -> bool:
+    """Whether `expr` is an integer product or convolution, with corrections or a bias added."""
+    call = view.call(expr, "add", *INTEGER_ANCHORS)
+    while call is not None and op_name(call) == "add":
+        call = view.call(call.args[0], "add", *INTEGER_ANCHORS)
+    return call is not None
 
 
 def _quantized(view: View, _var: Expr, value: Expr) -> Scaled | None:

@@ -1,4 +1,8 @@
-"""Signedness: quantized activations become uint8, the type that dot-product instructions want."""
+"""Signedness: quantized activations become uint8, but int8 where they are a second operand.
+
+Dot-product instructions take unsigned data times signed weights. What a product of two activations
+has second is its weight.
+"""
 
 from __future__ import annotations
 
@@ -13,114 +17,145 @@ from graphopt.ops.base import attributes, call_op
 from graphopt.ops.narrow import bitcast
 from graphopt.ops.quantize import dequantize
 from graphopt.passes.base import Outcome
-from graphopt.passes.movements import MOVEMENTS, moves, operands_of, reaches, with_operands
-from graphopt.passes.quantized import DEQUANTIZE, QUANTIZE, REQUANTIZE
+from graphopt.passes.dataflow import OUTPUT
+from graphopt.passes.movements import MOVEMENTS, moves, operands_of, readers, with_operands
+from graphopt.passes.quantized import BYTES, DEQUANTIZE, QUANTIZE, REQUANTIZE
 from graphopt.passes.rewrite import Rule, View, apply_rules
-from graphopt.passes.values import Array, Expr, constant, dtype_of
+from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name
 
 _SHIFT = 128
+_OTHER = {"int8": "uint8", "uint8": "int8"}
 
 
-def signed(x: Expr) -> Expr:
-    """uint8 numbers less 128, as int8."""
-    return bitcast(relax.op.bitwise_xor(x, _flip()), dtype="int8")
+def other_sign(x: Expr, dtype: str | None = None) -> Expr:
+    """uint8 numbers less 128 as int8, or int8 numbers plus 128 as uint8.
+
+    dtype: that of x, where it is a call without a type yet.
+    """
+    flip = constant(np.asarray(_SHIFT, np.uint8))
+    if (dtype or dtype_of(x)) == "uint8":
+        return bitcast(relax.op.bitwise_xor(x, flip), dtype="int8")
+    return relax.op.bitwise_xor(bitcast(x, dtype="uint8"), flip)
 
 
-def unsigned(x: Expr) -> Expr:
-    """int8 numbers plus 128, as uint8."""
-    return relax.op.bitwise_xor(bitcast(x, dtype="uint8"), _flip())
+def as_bytes(x: Expr, zero: int, dtype: str) -> tuple[Expr, int]:
+    """Bytes and their zero point as `dtype`, uint8 or int8."""
+    return (x, zero) if dtype_of(x) == dtype else (other_sign(x), zero + _shift_to(dtype))
 
 
-def _flip() -> Expr:
-    return constant(np.asarray(_SHIFT, np.uint8))
-
-
-def as_unsigned(x: Expr, zero: int) -> tuple[Expr, int]:
-    """Bytes and their zero point as uint8."""
-    return (x, zero) if dtype_of(x) == "uint8" else (unsigned(x), zero + _SHIFT)
-
-
-def _shifted(view: View, expr: Expr) -> Expr | None:
-    """x where `expr` is bitwise_xor(x, 128)."""
-    call = view.call(expr, "bitwise_xor")
-    return call.args[0] if call is not None and view.scalar(call.args[1]) == _SHIFT else None
-
-
-def signed_source(view: View, expr: Expr) -> Expr | None:
-    """x where `expr` is signed(x)."""
-    call = view.call(expr, "graphopt.bitcast")
-    if call is None or dtype_of(call) != "int8":
+def shifted_source(view: View, expr: Expr) -> Expr | None:
+    """x where `expr` is other_sign(x)."""
+    outer = view.call(expr, "graphopt.bitcast", "bitwise_xor")
+    if outer is None or dtype_of(outer) not in BYTES:
         return None
-    return _shifted(view, call.args[0])
+    inner = view.call(outer.args[0], *({"graphopt.bitcast", "bitwise_xor"} - {op_name(outer)}))
+    if inner is None or dtype_of(inner.args[0]) != _OTHER[dtype_of(outer)]:
+        return None
+    flipped = outer if op_name(outer) == "bitwise_xor" else inner
+    return inner.args[0] if view.scalar(flipped.args[1]) == _SHIFT else None
 
 
-def _raised(zero: Array) -> Expr:
-    return constant((zero.astype(np.int32) + _SHIFT).astype(np.uint8))
+def _as_other(integers: Array) -> Expr:
+    """Constant bytes, a zero point say, shifted to the other sign."""
+    dtype = _OTHER[integers.dtype.name]
+    return constant((integers.astype(np.int32) + _shift_to(dtype)).astype(dtype))
+
+
+def _shift_to(dtype: str) -> int:
+    return _SHIFT if dtype == "uint8" else -_SHIFT
+
+
+def _preferred(view: View, expr: Expr) -> str | None:
+    """The type that the dequantizations behind `expr` had best read; None where there are none."""
+    found = [name for name in readers(view, expr) if op_name(view.value(name)) == DEQUANTIZE]
+    if not found:
+        return None
+    second = all(_is_second(view, view.variable(name)) for name in found)
+    return "int8" if second else "uint8"
+
+
+def _is_second(view: View, number: Expr) -> bool:
+    """Whether a dequantized tensor is only read as a product's second operand."""
+    names = view.users(number)
+    calls = [view.value(name) for name in names if name != OUTPUT]
+    return (
+        bool(calls)
+        and len(calls) == len(names)
+        and all(op_name(call) == "matmul" and not call.args[0].same_as(number) for call in calls)
+    )
 
 
 @dataclass(frozen=True)
-class Signed:
-    """A call with int8 in front of or behind it, and its zero point."""
+class Shifted:
+    """A call with bytes of the wrong sign behind it or in front, and its zero point."""
 
     call: Expr
     x: Expr
     zero: Array
 
 
-def _wanted(view: View, expr: Expr) -> bool:
-    return reaches(view, expr, (DEQUANTIZE,))
-
-
-def _quantized(view: View, var: Expr, value: Expr) -> Signed | None:
+def _quantized(view: View, var: Expr, value: Expr) -> Shifted | None:
     zero = view.constant(value.args[2])
-    if dtype_of(value) != "int8" or zero is None or not _wanted(view, var):
+    if dtype_of(value) not in BYTES or zero is None:
         return None
-    return Signed(value, value.args[0], zero)
-
-
-def _quantize_unsigned(_view: View, found: Signed) -> Expr:
-    attrs = dict(attributes(found.call))
-    attrs |= {bound: attrs[bound] + _SHIFT for bound in ("low", "high") if bound in attrs}
-    args = (found.x, found.call.args[1], _raised(found.zero))
-    return signed(call_op(found.call.op, args, attrs))
-
-
-def _dequantized(view: View, _var: Expr, value: Expr) -> Signed | None:
-    source, zero = signed_source(view, value.args[0]), view.constant(value.args[2])
-    return None if source is None or zero is None else Signed(value, source, zero)
-
-
-def _dequantize_unsigned(_view: View, found: Signed) -> Expr:
-    return dequantize(found.x, found.call.args[1], _raised(found.zero), dtype=dtype_of(found.call))
-
-
-def _moved(view: View, var: Expr, value: Expr) -> tuple[Expr, list[Expr]] | None:
-    """A movement of int8 of which an operand was uint8, with its operands as uint8."""
-    if not moves(value) or dtype_of(value) != "int8" or not _wanted(view, var):
+    if _preferred(view, var) in (None, dtype_of(value)):
         return None
-    sources = [signed_source(view, operand) for operand in operands_of(value)]
+    return Shifted(value, value.args[0], zero)
+
+
+def _quantize(_view: View, found: Shifted) -> Expr:
+    attrs, dtype = attributes(found.call), _OTHER[dtype_of(found.call)]
+    attrs |= {bound: attrs[bound] + _shift_to(dtype) for bound in ("low", "high")}
+    args = (found.x, found.call.args[1], _as_other(found.zero))
+    return other_sign(call_op(found.call.op, args, attrs), dtype)
+
+
+def _dequantized(view: View, _var: Expr, value: Expr) -> Shifted | None:
+    source, zero = shifted_source(view, value.args[0]), view.constant(value.args[2])
+    return None if source is None or zero is None else Shifted(value, source, zero)
+
+
+def _dequantize(_view: View, found: Shifted) -> Expr:
+    call = found.call
+    return dequantize(found.x, call.args[1], _as_other(found.zero), dtype=dtype_of(call))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A movement, with operands of the other sign."""
+
+    call: Expr
+    operands: tuple[Expr, ...]
+
+
+def _moved(view: View, var: Expr, value: Expr) -> Moved | None:
+    """A movement of bytes of which an operand was of the other sign, which readers prefer."""
+    if not moves(value) or dtype_of(value) not in BYTES:
+        return None
+    sources = [shifted_source(view, operand) for operand in operands_of(value)]
     if all(source is None for source in sources):
+        return None
+    if _preferred(view, var) in (None, dtype_of(value)):
         return None
     operands = []
     for operand, source in zip(operands_of(value), sources, strict=True):
         array = view.constant(operand)
-        if source is None and array is not None:
-            operands.append(_raised(array))
-        else:
-            operands.append(unsigned(operand) if source is None else source)
-    return value, operands
+        if source is None:
+            source = other_sign(operand) if array is None else _as_other(array)
+        operands.append(source)
+    return Moved(value, tuple(operands))
 
 
-def _move_unsigned(_view: View, found: tuple[Expr, list[Expr]]) -> Expr:
-    return signed(with_operands(*found, shift=_SHIFT))
+def _move(_view: View, found: Moved) -> Expr:
+    dtype = _OTHER[dtype_of(found.call)]
+    moved = with_operands(found.call, found.operands, shift=_shift_to(dtype))
+    return other_sign(moved, dtype)
 
 
-def _there_and_back(view: View, _var: Expr, value: Expr) -> Expr | None:
-    """y where a value is unsigned(signed(y))."""
-    back = view.call(value.args[0], "graphopt.bitcast")
-    if back is None or view.scalar(value.args[1]) != _SHIFT:
-        return None
-    return signed_source(view, back.args[0])
+def _there_and_back(view: View, var: Expr, value: Expr) -> Expr | None:
+    """y where a value is other_sign(other_sign(y))."""
+    once = shifted_source(view, var)
+    return None if once is None else shifted_source(view, once)
 
 
 @dataclass(frozen=True)
@@ -128,22 +163,18 @@ class NormalizeSigns:
     """int8 between quantize and dequantize becomes uint8 with a zero point 128 higher.
 
     Also behind views, pooling and the like. A tensor that is used otherwise, too, or comes from
-    elsewhere, is shifted by 128 where it has to be int8 or was.
+    elsewhere, is shifted by 128 where it has to be int8 or was. What products have only as their
+    second operand becomes int8 in the same way.
     """
 
     name: str = "normalize_signs"
 
     def run(self, graph: Graph) -> Outcome:
-        made = (QUANTIZE, REQUANTIZE)
+        flips = ("bitwise_xor", "graphopt.bitcast")
         rules: tuple[Rule[Any], ...] = (
-            Rule("quantize to uint8", made, _quantized, _quantize_unsigned),
-            Rule(
-                "dequantize from uint8",
-                ("graphopt.dequantize",),
-                _dequantized,
-                _dequantize_unsigned,
-            ),
-            Rule("move uint8", MOVEMENTS, _moved, _move_unsigned),
-            Rule("there and back", ("bitwise_xor",), _there_and_back, lambda _view, x: x),
+            Rule("quantize to the other sign", (QUANTIZE, REQUANTIZE), _quantized, _quantize),
+            Rule("dequantize from the other sign", (DEQUANTIZE,), _dequantized, _dequantize),
+            Rule("move the other sign", MOVEMENTS, _moved, _move),
+            Rule("there and back", flips, _there_and_back, lambda _view, x: x),
         )
         return apply_rules(graph, self.name, rules)
