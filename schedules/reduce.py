@@ -2,9 +2,9 @@
 
 Adjacent kept or reduced axes are merged first. Where the innermost group is reduced, each row goes
 into several vectors of partial results; where it is kept, vectors of results run over it and the
-reduced groups are loops. Bytes are read as the numbers of the result's type. Sums of float16 are kept in float32; the error of sums against float64 is
-below 1e-6 of the sum of magnitudes for rows up to 10⁵.
-max and min give NaN where an element is NaN.
+reduced groups are loops. Bytes are read as numbers of the result's type. Sums of float16 are kept
+in float32; the error of sums against float64 is below 1e-6 of the sum of magnitudes for rows up to
+10⁵. max and min give NaN where an element is NaN.
 """
 
 from __future__ import annotations
