@@ -48,6 +48,11 @@ def configure(shapes: Sequence[tuple[int, int]]) -> Stmt:
     )
 
 
+def release() -> Stmt:
+    """Leave the tiles: until they are set anew, the system has no need to save them."""
+    return _call("tilerelease")
+
+
 def clear(tile: int) -> Stmt:
     """Set a tile to zero."""
     return _call("tilezero", _tile(tile))

@@ -78,6 +78,10 @@ class Sums(Protocol):
         """To stand once before all others."""
         ...
 
+    def stop(self) -> Stmt | None:
+        """To stand once behind all others."""
+        ...
+
     def compute(self, tiles: int, steps: Callable[[Step], Stmt]) -> Stmt:
         """The first `tiles` tiles of rows; `steps(step)` is the loop over all steps."""
         ...
@@ -144,6 +148,10 @@ class TileSums:
         whole = tirx.Evaluate(tirx.address_of(last))
         return nest.sequence(amx.configure(shapes), nest.allocate(self._buffer), whole)
 
+    def stop(self) -> Stmt | None:
+        """See Sums."""
+        return amx.release()
+
     def compute(self, tiles: int, steps: Callable[[Step], Stmt]) -> Stmt:
         """See Sums."""
         plan = self.plan
@@ -193,6 +201,10 @@ class RegisterSums:
     def start(self) -> Stmt:
         """See Sums."""
         return nest.allocate(self._buffer)
+
+    def stop(self) -> Stmt | None:
+        """See Sums."""
+        return None
 
     def compute(self, tiles: int, steps: Callable[[Step], Stmt]) -> Stmt:
         """See Sums."""

@@ -170,7 +170,8 @@ class _Kernel:
             last = some(nest.integer(full), rest) if rest else None
             return nest.sequence(whole if full else None, last)
 
-        return nest.sequence(sums.start(), *prepare, nest.serial(panels, panel, "panel"))
+        loop = nest.serial(panels, panel, "panel")
+        return nest.sequence(sums.start(), *prepare, loop, sums.stop())
 
     def place(self, band: Band, u: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
         """Row within a band, and first pixel, of its tile `u`."""

@@ -161,9 +161,8 @@ class _Kernel:
             return nest.sequence(whole if full else None, last)
 
         panels = ceil_div(conv.filters, self.tile.panel)
-        return nest.sequence(
-            sums.start(), nest.allocate(area), fill, nest.serial(panels, panel, "panel")
-        )
+        loop = nest.serial(panels, panel, "panel")
+        return nest.sequence(sums.start(), nest.allocate(area), fill, loop, sums.stop())
 
     def copied(self, n: PrimExpr, y: PrimExpr, rows: int) -> tuple[Buffer, Stmt]:
         """Scratch (row, column, word of four channels) for what a band reads, and what fills it."""

@@ -152,7 +152,8 @@ class _Kernel:
             return nest.sequence(whole if full else None, last)
 
         prepare = [nest.allocate(copied[0]), copied[1]] if copied else []
-        return nest.sequence(sums.start(), *prepare, nest.serial(panels, columns, "panel"))
+        loop = nest.serial(panels, columns, "panel")
+        return nest.sequence(sums.start(), *prepare, loop, sums.stop())
 
     def steps(
         self,
