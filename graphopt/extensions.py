@@ -71,7 +71,7 @@ _AARCH64 = (
     _Known(
         "dotprod",
         frozenset({"dotprod"}),
-        False,
+        True,
         "16 int8 multiply-adds per instruction: up to 4 times the float32 rate",
     ),
     _Known(

@@ -145,6 +145,8 @@ class TargetSpec:
             fma="fma" in self.features or not x86,
             vnni=x86 and ("avx512vnni" if wide else "avxvnni") in self.features,
             amx=wide and "amx-int8" in self.features,
+            dotprod=not x86 and "dotprod" in self.features,
+            i8mm=not x86 and "i8mm" in self.features,
             l1_bytes=self.l1_bytes,
             l2_bytes=self.l2_bytes,
             threads=threads,

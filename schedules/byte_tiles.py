@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from tvm import tirx
 
 from schedules import amx, nest
-from schedules.byte_dots import add_products, can_multiply
+from schedules.byte_dots import add_products, add_weights, can_multiply, shifted
 from schedules.interface import PrimExpr, TargetTraits
 from schedules.nest import Buffer, Stmt
 
@@ -43,7 +43,8 @@ class TilePlan:
         if traits.amx:
             return self.tiles * self.vectors + self.tiles + self.vectors <= amx.TILES
         parts = self.vectors * COLUMNS // traits.lanes
-        return self.tiles == 1 and (self.rows + 1) * parts + 3 <= traits.vector_registers
+        rows = self.rows + 1 + shifted(traits)
+        return self.tiles == 1 and rows * parts + 3 <= traits.vector_registers
 
     @property
     def panel(self) -> int:
@@ -60,7 +61,8 @@ def usual_tile(width: int, parts: int, filters: int, terms: int, traits: TargetT
     vectors = min(2 if traits.lanes == COLUMNS else 1, -(-filters // COLUMNS))
     most = MOST_ROWS
     if not traits.amx:
-        most = max(1, (traits.vector_registers - 3) // (vectors * COLUMNS // traits.lanes) - 1)
+        parts = vectors * COLUMNS // traits.lanes
+        most = max(1, (traits.vector_registers - 3) // parts - 1 - shifted(traits))
     across = -(-width // most)
     tiles = min(2, parts * across) if traits.amx else 1
     return TilePlan(-(-width // across), terms, tiles, vectors)
@@ -196,7 +198,9 @@ class RegisterSums:
 
     def __init__(self, plan: TilePlan, traits: TargetTraits) -> None:
         self.plan, self.traits = plan, traits
-        self._buffer: Buffer = nest.buffer((plan.rows, plan.panel), "int32", "sums", "local")
+        # The row behind the last one are sums of weights, where those are needed.
+        self._rows = plan.rows + shifted(traits)
+        self._buffer: Buffer = nest.buffer((self._rows, plan.panel), "int32", "sums", "local")
 
     def start(self) -> Stmt:
         """See Sums."""
@@ -229,6 +233,10 @@ class RegisterSums:
                     weight = tirx.Var("weight", f"int8x{GROUP * lanes}")
                     stmts.append(tirx.Bind(weight, nest.read(weights, *at, k, first, group)))
                     held.append((first, weight))
+                    if shifted(self.traits):
+                        total = nest.read(self._buffer, plan.rows, columns(first))
+                        total = add_weights(total, weight, self.traits)
+                        stmts.append(nest.write(self._buffer, total, plan.rows, columns(first)))
                 for row in range(plan.rows):
                     word = tirx.Var("word", "int32")
                     if words:
@@ -247,7 +255,7 @@ class RegisterSums:
             return nest.serial(plan.terms // GROUP, add, "k")
 
         clear = nest.unrolled(
-            plan.rows,
+            self._rows,
             lambda r: nest.unrolled(
                 plan.panel // lanes,
                 lambda v: nest.vectorized(
@@ -260,7 +268,10 @@ class RegisterSums:
     def value(self, t: int, row: PrimExpr, column: PrimExpr) -> PrimExpr:
         """See Sums."""
         assert t == 0
-        return nest.read(self._buffer, row, column)
+        value = nest.read(self._buffer, row, column)
+        if shifted(self.traits):
+            value += nest.read(self._buffer, self.plan.rows, column) * tirx.const(128, "int32")
+        return value
 
     def each_row(self, body: Callable[[PrimExpr], Stmt]) -> Stmt:
         """See Sums."""

@@ -9,6 +9,7 @@ import pytest
 from emulate import missing_tools, run_on_aarch64
 from onnx import TensorProto, helper
 
+import graphopt
 from graphopt.compiler import Program, compile_model
 from graphopt.config import CompileConfig
 from graphopt.frontend.load import load_model
@@ -102,3 +103,36 @@ def test_an_aarch64_program_computes_the_same(make, tmp_path):
     expected = session.run(None, {"x": x})[0]
     found = run_on_aarch64(program, {"x": x}, tmp_path)["y"]
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def quantized_network():
+    """Convolutions of three kinds on bytes, one with a residual, and a classifier, as Q/DQ."""
+    model = small_network()
+    reader = [
+        {"x": np.random.default_rng(i).standard_normal((1, 3, 14, 14)).astype("f4")}
+        for i in range(3)
+    ]
+    return graphopt.quantize(model, reader).model
+
+
+@pytest.mark.parametrize("processor", ["cortex-a76", "neoverse-v2"])
+def test_products_of_bytes_are_instructions_and_exact(processor, tmp_path):
+    """The first has products of signed bytes, the second of unsigned with signed ones."""
+    model = quantized_network()
+    program = compile_model(
+        load_model(model), CompileConfig.of(target=f"aarch64:{processor}", threads=1), {}
+    )
+    assert isinstance(program, Program)
+    assert {call.candidate for call in program.report.calls} >= {
+        "conv_integer.dots",
+        "conv_integer.dots[narrow]",
+        "conv_integer.depthwise",
+        "matmul.dots",
+    }
+    instruction = "sdot" if processor == "cortex-a76" else "usdot"
+    assert f"\t{instruction}\t" in program.module.inspect_source("asm")
+    x = np.random.default_rng(7).standard_normal((1, 3, 14, 14)).astype(np.float32)
+    # The same file on this machine, whose instructions are others.
+    expected = graphopt.compile(model, threads=1).run({"x": x})["y"]
+    found = run_on_aarch64(program, {"x": x}, tmp_path)["y"]
+    assert np.abs(found - expected).max() <= 1e-6
