@@ -21,6 +21,7 @@ VOCABULARY = {
     "graphopt.codegen.abi",
     "graphopt.codegen.kernel",
     "graphopt.runtime.host",
+    "graphopt.runtime.tiles",
     "graphopt.weight_budget",
     "graphopt.integer_kernels",
 }

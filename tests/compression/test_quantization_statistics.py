@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -61,6 +61,10 @@ def test_every_value_is_in_its_bin(values: np.ndarray) -> None:
 
 @settings(max_examples=30)
 @given(st.lists(VALUES, min_size=1, max_size=4), st.sampled_from(METHODS))
+@example(
+    [np.float32([0]), np.float32([-1] * 3), np.float32([3.854924e17]), np.float32([-3e19, 1])],
+    "entropy",
+)
 def test_ranges_hold_zero_and_lie_inside_what_was_seen(batches: list, method: str) -> None:
     found = statistics(*batches)
     low, high = find_range(found, QuantizationConfig(method=method))

@@ -29,7 +29,9 @@ def find_range(found: TensorStatistics, config: QuantizationConfig) -> Range:
         low, high = _least_error(found, config.activation_form)
     elif config.method == "entropy":
         low, high = _least_divergence(found, config.activation_form)
-    return max(low, min(found.low, 0.0)), min(high, max(found.high, 0.0))
+    # Not only what was seen: a sum of bins' widths may miss zero by a rounding.
+    low = min(max(low, min(found.low, 0.0)), 0.0)
+    return low, max(min(high, max(found.high, 0.0)), 0.0)
 
 
 def clipped_share(found: TensorStatistics, low: float, high: float) -> float:
