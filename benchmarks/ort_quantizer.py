@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+FIRST_PER_CHANNEL = 13
+"""The opset in which scales for each channel came."""
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -29,6 +34,11 @@ def quantize_with_ort(source: Path, target: Path, batches: Sequence[Feeds], **op
     """
     with tempfile.TemporaryDirectory(prefix="graphopt-ort-") as folder:
         prepared = Path(folder) / "prepared.onnx"
+        model = onnx.load(source)
+        if max(each.version for each in model.opset_import if not each.domain) < FIRST_PER_CHANNEL:
+            # Else the tool writes attributes that the model's opset does not have.
+            source = Path(folder) / "upgraded.onnx"
+            onnx.save(version_converter.convert_version(model, FIRST_PER_CHANNEL), source)
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
