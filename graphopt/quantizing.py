@@ -21,6 +21,7 @@ from graphopt.compression.quantization.feeds import Data, InputSpec
 from graphopt.compression.quantization.graph import Graph
 from graphopt.compression.quantization.html import to_html
 from graphopt.compression.quantization.images import ImagePreprocessing
+from graphopt.compression.quantization.mixed import Metric
 from graphopt.compression.quantization.pipeline import quantize_model
 from graphopt.compression.quantization.plan import Plan
 from graphopt.compression.quantization.report import QuantizationReport
@@ -111,6 +112,35 @@ class RandomData:
 
 
 @dataclass(frozen=True, eq=False)
+class WithConstants:
+    """Calibration data, and in every batch the inputs that are the same for all."""
+
+    data: Data
+    constants: Mapping[str, Array]
+
+    @property
+    def description(self) -> str:
+        """Where the data is from, in words."""
+        return self.data.description
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know."""
+        return self.data.warning
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be read more than once."""
+        return self.data.repeatable
+
+    def batches(self, specs: tuple[InputSpec, ...]) -> Iterator[Mapping[str, Array]]:
+        """The batches; a constant that a batch gives itself is the batch's."""
+        own = tuple(spec for spec in specs if spec.name not in self.constants)
+        for batch in self.data.batches(own):
+            yield {**self.constants, **batch}
+
+
+@dataclass(frozen=True, eq=False)
 class QuantizationResult:
     """What quantize() gives.
 
@@ -162,6 +192,7 @@ def quantize(
     shapes: ShapesOption = None,
     constants: ConstantsOption = None,
     threads: int | None = None,
+    metric: Metric | None = None,
     **options: Any,
 ) -> QuantizationResult:
     """Quantize a float32 ONNX model after training.
@@ -176,6 +207,8 @@ def quantize(
         images: how image files become inputs.
         shapes, constants: bound in the result, as in compile(); "random" needs all shapes.
         threads: of the runs on calibration data; None for the physical cores.
+        metric: what max_drop is about: a function that gets a function from inputs (by name) to
+            outputs, and gives a number that is higher for a better model, such as an accuracy.
         options: single fields of QuantizationConfig, in place of the config's.
 
     Raises:
@@ -188,7 +221,7 @@ def quantize(
     require_weights(loaded)
     return quantize_loaded(
         loaded, calibration, chosen, images=images, shapes=shapes, constants=constants,
-        threads=threads,
+        threads=threads, metric=metric,
     )  # fmt: skip
 
 
@@ -201,13 +234,14 @@ def quantize_loaded(
     shapes: ShapesOption = None,
     constants: ConstantsOption = None,
     threads: int | None = None,
+    metric: Metric | None = None,
 ) -> QuantizationResult:
     """quantize() for a model that is loaded already."""
     bound = dict(_one("shapes", () if shapes is None else parse_shapes(shapes)))
     values = _one("constants", () if constants is None else parse_constants(constants))
     arrays = constant_arrays(signature_of(model), values)
     data = _data(model, calibration, images, bound, arrays)
-    done = quantize_model(model, data, config, CompiledRuns(threads), bound, arrays)
+    done = quantize_model(model, data, config, CompiledRuns(threads), bound, arrays, metric)
     return QuantizationResult(_complete(done.model), done.report, done.plan, done.statistics)
 
 
@@ -216,17 +250,18 @@ def quantize_for(
 ) -> tuple[OnnxModel, QuantizationReport]:
     """The quantized form of a model that is about to be compiled with `config`.
 
-    Shapes stay open: they are bound when it is compiled. Random data takes the first ones.
+    Shapes and constants stay open: they are bound when it is compiled. Calibration takes the first
+    constants, and random data the first shapes.
     """
     chosen = QuantizationConfig.of(quantization)
     constants = (
         constant_arrays(signature_of(model), config.constants[0]) if config.constants else {}
     )
-    data: Data | None = None
-    if isinstance(calibration, str) and calibration == "random":
-        data = RandomData(model.proto, dict(config.shapes[0]) if config.shapes else {}, constants)
-    elif calibration is not None:
-        data = open_data(calibration)
+    data = _data(
+        model, calibration, None, dict(config.shapes[0]) if config.shapes else {}, constants
+    )
+    if constants and data is not None:
+        data = WithConstants(data, constants)
     done = quantize_model(model, data, chosen, CompiledRuns(config.threads))
     return done.model, done.report
 

@@ -286,7 +286,7 @@ def test_damaged_cache_entries_are_ignored_and_replaced(
         ({"treads": 2}, "did you mean 'threads'"),
         ({"tuning_log": "no-such-logs"}, "there is no folder"),
         ({"quantization": "int9"}, "unknown quantization"),
-        ({"quantization": "int8"}, "need calibration data"),
+        ({"quantization": "int8"}, "there is no calibration data"),
         ({"calibration": []}, "for quantization"),
         ({"threads": 0}, "threads"),
     ],

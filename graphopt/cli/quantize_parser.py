@@ -69,7 +69,26 @@ def _selection(parser: Any) -> None:
 
 
 def _tools(parser: Any) -> None:
-    del parser
+    parser.add_argument(
+        "--equalize", action="store_true", default=None, help="equalise ranges across layers first"
+    )
+    parser.add_argument(
+        "--smooth", type=float, metavar="A", help="SmoothQuant for transformers, A from 0 to 1"
+    )
+    parser.add_argument(
+        "--correct-bias", action="store_true", default=None, help="correct the mean of each layer"
+    )
+    parser.add_argument(
+        "--rounding",
+        choices=("nearest", "adaround", "gptq"),
+        help="how each weight is rounded (default: nearest)",
+    )
+    parser.add_argument(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="leave the fewest layers in float with which the outputs keep this SQNR",
+    )
 
 
 def _images(parser: Any) -> None:

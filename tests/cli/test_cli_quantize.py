@@ -103,7 +103,7 @@ def test_compile_quantizes(cli: Run, model: Path) -> None:
     ("words", "message"),
     [
         (["--calibration", "none.npz"], "there is no calibration data at 'none.npz'"),
-        ([], "need calibration data"),
+        ([], "there is no calibration data"),
         (["--calibration", "random", "--method", "magic"], "invalid choice: 'magic'"),
         (["--calibration", "random", "--weight-bits", "11"], "from 2 to 8"),
         (["--calibration", "random", "--exclude", "stm"], "no node or operator"),

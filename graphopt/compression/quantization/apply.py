@@ -47,8 +47,8 @@ def apply(model: OnnxModel, plan: Plan, *, integer_io: bool = True) -> OnnxModel
     for name in work.graph.inputs:
         nodes += work.pair(name)
     for node in work.graph.nodes:
-        before, changed = work.product(node)
-        nodes += [*before, renamed_inputs(changed, work.renames(node))]
+        before, changed, after = work.product(node)
+        nodes += [*before, renamed_inputs(changed, work.renames(node)), *after]
         for name in node.output:
             nodes += work.pair(name)
     live = live_nodes(nodes, list(work.graph.outputs))
@@ -127,43 +127,61 @@ class _Work:
             ),
         ]
 
-    def product(self, node: NodeProto) -> tuple[list[NodeProto], NodeProto]:
-        """What comes before a product, and the product with narrow weights."""
+    def product(self, node: NodeProto) -> tuple[list[NodeProto], NodeProto, list[NodeProto]]:
+        """What comes before a product, the product with narrow weights, and what comes behind."""
         group, plan = self._products.get(node.name), self.plan.weight(node.name)
         if group is None or plan is None:
-            return [], node
+            return [], node, []
         copy = NodeProto()
         copy.CopyFrom(node)
         before: list[NodeProto] = []
         weight = self.graph.array(plan.tensor)
-        key = (plan.tensor, plan.scale.tobytes() + plan.table.tobytes())
+        own = b"" if plan.codes is None else plan.codes.tobytes()
+        key = (plan.tensor, plan.scale.tobytes() + plan.table.tobytes() + own)
         if key not in self._weights:
             found = stored(weight, plan, self._name)
             self.constants.update({tensor.name: tensor for tensor in found.constants})
             before += found.nodes
             self._weights[key] = found.result
         copy.input[1] = self._weights[key]
-        if group.bias is not None and self.plan.config.activations is not None:
-            before.append(self._bias(copy, group, plan, weight))
-        return before, copy
+        correction = self.plan.corrections.get(node.name)
+        if correction is not None and group.op == "MatMul":
+            return before, copy, [self._corrected(copy, correction)]
+        bias = None if group.bias is None else self.graph.array(group.bias)
+        if correction is not None:
+            bias = correction if bias is None else bias + correction
+        if bias is not None and self.plan.config.activations is not None:
+            before.append(self._bias(copy, group, plan, bias))
+        elif correction is not None and bias is not None:
+            name = self._name(f"{node.name}_corrected_bias")
+            self.constants[name] = numpy_helper.from_array(bias, name)
+            copy.input[2:] = [name]
+        return before, copy, []
 
-    def _bias(self, node: NodeProto, group: Group, plan: WeightPlan, weight: Array) -> NodeProto:
-        assert group.bias is not None
-        bias = self.graph.array(group.bias)
+    def _corrected(self, node: NodeProto, correction: Array) -> NodeProto:
+        """The addition behind a MatMul, which has no bias of its own."""
+        result, name = node.output[0], self._name(f"{node.name}_correction")
+        self.constants[name] = numpy_helper.from_array(correction, name)
+        node.output[0] = self._name(f"{result}_uncorrected")
+        inputs = [node.output[0], name]
+        return helper.make_node("Add", inputs, [result], self._name(f"{node.name}_correct"))
+
+    def _bias(self, node: NodeProto, group: Group, plan: WeightPlan, bias: Array) -> NodeProto:
+        base = group.bias or f"{group.name}_bias"
         sx = np.float32(self._activations[group.inputs[0]].scale)
         with np.errstate(over="ignore"):
             scale = np.minimum(plan.scale * sx, np.finfo(np.float32).max).astype(np.float32)
-        names = [self._name(f"{group.bias}_quantized"), self._name(f"{group.bias}_scale")]
+        names = [self._name(f"{base}_quantized"), self._name(f"{base}_scale")]
         for name, array in zip(names, (quantize_bias(bias, scale), scale), strict=True):
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
-        result = self._name(f"{group.bias}_dequantized")
+        result = self._name(f"{base}_dequantized")
         attributes = {"axis": 0} if scale.ndim else {}
-        node.input[2] = result
+        node.input[2:] = [result]
         return helper.make_node(
             "DequantizeLinear",
             names,
             [result],
-            self._name(f"{group.bias}_DequantizeLinear"),
+            self._name(f"{base}_DequantizeLinear"),
             **attributes,
         )
 

@@ -55,8 +55,9 @@ class QuantizationConfig:
         correct_bias: biases make up for the mean error of rounded weights.
         rounding: "nearest"; "adaround" or "gptq", which choose how each weight is rounded by its
             effect on its layer's output.
-        max_drop: leave the fewest layers in float with which the metric falls by at most this;
-            without a metric, with which the output's SQNR in dB is at least this.
+        max_drop: leave the fewest layers in float with which the user's metric, which quantize() is
+            given, falls by at most this.
+        min_sqnr: likewise with which the outputs' SQNR in dB is at least this.
     """
 
     activations: str | None = "uint8"
@@ -76,6 +77,7 @@ class QuantizationConfig:
     correct_bias: bool = False
     rounding: str = "nearest"
     max_drop: float | None = None
+    min_sqnr: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("activations", self.activations, ("uint8", "int8", None))
@@ -91,6 +93,12 @@ class QuantizationConfig:
             _number("smooth", self.smooth, 0.0, 1.0)
         if self.max_drop is not None:
             _number("max_drop", self.max_drop, 0.0, 1e9)
+        if self.min_sqnr is not None:
+            _number("min_sqnr", self.min_sqnr, 0.0, 200.0)
+        if self.max_drop is not None and self.min_sqnr is not None:
+            raise _refuse("max_drop and min_sqnr contradict each other.", "give one of them.")
+        if self.rounding != "nearest" and self.weights != "linear":
+            raise _refuse(f"rounding='{self.rounding}' is for linear weights.")
         for name in ("activation_symmetric", "weight_symmetric", "equalize", "correct_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise _refuse(f"{name} must be True or False, not {getattr(self, name)!r}.")

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from graphopt.compression.quantization.codebook import nearest
 from graphopt.compression.quantization.plan import WeightPlan
-from graphopt.compression.quantization.scheme import Array, Format, quantize, rounded
+from graphopt.compression.quantization.scheme import Array, Format, dequantize, quantize
 from graphopt.compression.quantization.weights import broadcast_parameters
 
 _PACKED = {True: ml_dtypes.int4, False: ml_dtypes.uint4}
@@ -32,7 +32,9 @@ def codes(weight: Array, plan: WeightPlan) -> Array:
     """The integers (or, of a table, the indices) that stand for weights, in their shape."""
     if plan.kind == "table":
         return nearest(weight, plan.table).astype(np.uint8)
-    return quantize(weight, *_parameters(weight, plan), plan.form)
+    if plan.codes is not None:
+        return plan.codes
+    return quantize(weight, *parameters_of(weight, plan), plan.form)
 
 
 def approximated(weight: Array, plan: WeightPlan) -> Array:
@@ -41,7 +43,7 @@ def approximated(weight: Array, plan: WeightPlan) -> Array:
         return plan.table[nearest(weight, plan.table)]
     if plan.kind in _HALVES:
         return _half(weight, plan.kind).astype(np.float32)
-    return rounded(weight, *_parameters(weight, plan), plan.form)
+    return dequantize(codes(weight, plan), *parameters_of(weight, plan))
 
 
 def stored(weight: Array, plan: WeightPlan, name: Callable[[str], str]) -> Stored:
@@ -99,7 +101,8 @@ def _stored_table(weight: Array, plan: WeightPlan, name: Callable[[str], str]) -
     return Stored(constants, nodes, result)
 
 
-def _parameters(weight: Array, plan: WeightPlan) -> tuple[Array, Array]:
+def parameters_of(weight: Array, plan: WeightPlan) -> tuple[Array, Array]:
+    """Scales and zero points in shapes that broadcast to the weights."""
     place = (weight.shape, plan.axis, plan.depth, plan.group)
     scale = broadcast_parameters(plan.scale, *place)
     return scale, broadcast_parameters(plan.zero, *place)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.compression.quantization.apply import apply, needed_opset
 from graphopt.compression.quantization.canonical import canonical
 from graphopt.compression.quantization.config import QuantizationConfig
-from graphopt.compression.quantization.feeds import Data, checked, input_specs
+from graphopt.compression.quantization.feeds import Data
 from graphopt.compression.quantization.graph import STAGE, Graph
 from graphopt.compression.quantization.measure import measure
+from graphopt.compression.quantization.mixed import Metric
 from graphopt.compression.quantization.opset import upgraded
-from graphopt.compression.quantization.placement import Placement, place
 from graphopt.compression.quantization.plan import Plan
-from graphopt.compression.quantization.planning import make_plan
+from graphopt.compression.quantization.precision import with_mixed_precision
 from graphopt.compression.quantization.report import QuantizationReport, make_report
-from graphopt.compression.quantization.running import Run, check_same, observed
-from graphopt.compression.quantization.statistics import Statistics, gather
+from graphopt.compression.quantization.running import Run
+from graphopt.compression.quantization.samples import Samples
+from graphopt.compression.quantization.statistics import Statistics
 from graphopt.compression.quantization.switches import effects, switched
+from graphopt.compression.quantization.tools import planned
 from graphopt.errors import OptionError
 from graphopt.frontend.model import Array, OnnxModel
 from graphopt.frontend.prepare import prepare
 from graphopt.frontend.shapes import dimensions
 
 log = logging.getLogger(__name__)
-
-KEPT_BATCHES = 16
-KEPT_BYTES = 1 << 26
-"""Calibration batches on which the quantized model is compared with the float one, at most."""
 
 _EFFECT_RUNS = 400
 """Runs, at most, that find out what each layer costs alone."""
@@ -86,6 +84,7 @@ def quantize_model(
     run: Run,
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, Array] | None = None,
+    metric: Metric | None = None,
 ) -> Quantized:
     """Quantize a loaded model.
 
@@ -93,34 +92,65 @@ def quantize_model(
         data: what to calibrate with; None for weight-only formats, which are then not compared.
         run: runs a model on inputs and gives any of its tensors.
         shapes, constants: bound in the result, see prepare().
+        metric: what config.max_drop is about.
 
     Raises:
         ModelError: the model cannot be quantized.
         InputError: the calibration data does not fit it.
-        OptionError: an option names nothing in the model, or needs data.
+        OptionError: an option names nothing in the model, or needs data or a metric.
     """
-    if data is None and config.activations is not None:
+    _check(data, config, metric)
+    prepared, base = float_form(model, config, shapes, constants)
+    samples = Samples(prepared, base, data, run)
+    found = planned(run, samples, base, config)
+    warnings = [samples.warning]
+    if config.max_drop is not None or config.min_sqnr is not None:
+        found, missed = with_mixed_precision(run, samples, found, config, metric)
+        warnings.append(missed)
+    final = apply(found.base, found.plan)
+    measurements, costs = None, {}
+    if samples.kept:
+        log.info("comparing with the float model on %d batches", len(samples.kept))
+        internal = apply(found.base, found.plan, integer_io=False)
+        measurements = measure(run, found.base, internal, found.plan, samples.kept)
+        costs = _effects(run, found.base, found.plan, samples.kept)
+    report = make_report(
+        found.base,
+        final,
+        found.plan,
+        found.statistics,
+        measurements,
+        costs,
+        found.rows,
+        samples.description,
+        [warning for warning in warnings if warning is not None],
+    )
+    return Quantized(final, found.base, found.statistics, found.plan, report)
+
+
+def _check(data: Data | None, config: QuantizationConfig, metric: Metric | None) -> None:
+    needs = {
+        "8-bit activations": config.activations is not None,
+        "smooth": config.smooth is not None,
+        "correct_bias": config.correct_bias,
+        f"rounding='{config.rounding}'": config.rounding != "nearest",
+        "max_drop": config.max_drop is not None,
+        "min_sqnr": config.min_sqnr is not None,
+    }
+    asking = [name for name, needed in needs.items() if needed]
+    if data is None and asking:
         raise OptionError(
             STAGE,
-            "8-bit activations need calibration data.",
-            hint="give some (calibration='samples.npz'), or activations=None for weights only.",
+            f"there is no calibration data: it is needed for {asking[0]}.",
+            hint="give some (calibration='samples.npz'), or quantize weights only.",
         )
-    prepared, base = float_form(model, config, shapes, constants)
-    placement = place(Graph(base), config)
-    samples = _Samples(prepared, base, data, run)
-    statistics = samples.statistics(base, placement) if data is not None else None
-    plan = make_plan(Graph(base), placement, statistics, config)
-    final = apply(base, plan)
-    measurements, costs = None, {}
-    if data is not None:
-        log.info("comparing with the float model on %d batches", len(samples.kept))
-        measurements = measure(run, base, apply(base, plan, integer_io=False), plan, samples.kept)
-        costs = _effects(run, base, plan, samples.kept)
-    warnings = [] if data is None or data.warning is None else [data.warning]
-    report = make_report(
-        base, final, plan, statistics, measurements, costs, (), samples.description, warnings
-    )
-    return Quantized(final, base, statistics, plan, report)
+    if (metric is None) != (config.max_drop is None):
+        raise OptionError(
+            STAGE,
+            "max_drop and metric need each other.",
+            hint="metric=f, a function that gets a function from inputs to outputs, and gives a "
+            "number that is higher for a better model; min_sqnr needs none.",
+        )
 
 
 def _effects(
@@ -132,54 +162,3 @@ def _effects(
     count = max(1, _EFFECT_RUNS // (len(switches.layers) + 1))
     log.info("quantizing %d layers one at a time", len(switches.layers))
     return effects(run, switches, outputs, kept[:count]) if outputs else {}
-
-
-class _Samples:
-    """Calibration data, read once; its first batches are kept to compare models on."""
-
-    def __init__(self, prepared: OnnxModel, base: OnnxModel, data: Data | None, run: Run) -> None:
-        self._prepared, self._data, self._run = prepared, data, run
-        self._specs = input_specs(base)
-        self.kept: list[Mapping[str, Array]] = []
-
-    @property
-    def description(self) -> str:
-        """Where they are from."""
-        return "no data" if self._data is None else self._data.description
-
-    def statistics(self, base: OnnxModel, placement: Placement) -> Statistics:
-        """Statistics of what is to be in 8 bits, and of what products read."""
-        assert self._data is not None
-        log.info("calibrating with %s", self.description)
-        channels = _channels(placement)
-        tensors = list(dict.fromkeys([*placement.tensors, *channels]))
-        batches = checked(self._data.batches(self._specs), self._specs)
-        return gather(self._observed(base, tensors, batches), tensors, channels)
-
-    def _observed(
-        self, base: OnnxModel, tensors: Sequence[str], batches: Iterable[Mapping[str, Array]]
-    ) -> Iterator[Mapping[str, Array]]:
-        first = not self.kept
-        for feeds in self._keeping(batches) if first else batches:
-            if first:
-                check_same(self._run, self._prepared, base, feeds)
-                first = False
-            yield from observed(self._run, base, [feeds], tensors)
-
-    def _keeping(self, batches: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
-        nbytes = 0
-        for feeds in batches:
-            nbytes += sum(array.nbytes for array in feeds.values())
-            if not self.kept or (len(self.kept) < KEPT_BATCHES and nbytes <= KEPT_BYTES):
-                self.kept.append(feeds)
-            yield feeds
-
-
-def _channels(placement: Placement) -> dict[str, int]:
-    """Axes of the channels of what products read."""
-    return {
-        name: group.channels
-        for group in placement.groups
-        if group.kind == "product"
-        for name in group.inputs
-    }

@@ -48,12 +48,15 @@ class Placement:
     shared: tuple[tuple[str, ...], ...]
 
 
-def place(graph: Graph, config: QuantizationConfig) -> Placement:
+def place(graph: Graph, config: QuantizationConfig, in_float: Sequence[str] = ()) -> Placement:
     """Choose the integer kernels of a canonical float model.
 
     Inputs of products are in 8 bits. Data movement in front of such a tensor moves 8-bit data;
     arithmetic in front of it is an integer kernel where its own inputs come from integer kernels
     or are in 8 bits anyway.
+
+    Args:
+        in_float: anchors of groups that stay in float for accuracy.
 
     Raises:
         ModelError: the model is quantized already, or has nothing to quantize.
@@ -62,6 +65,12 @@ def place(graph: Graph, config: QuantizationConfig) -> Placement:
     _refuse_quantized(graph)
     found, refusals = find_groups(graph)
     groups, dropped = _selected(graph, found, config)
+    dropped += [
+        Refusal(group.name, group.op, "left in float for accuracy")
+        for group in groups
+        if group.name in in_float
+    ]
+    groups = [group for group in groups if group.name not in in_float]
     products = [group for group in groups if group.kind == "product"]
     if not products:
         reasons = "; ".join(f"{r.node}: {r.reason}" for r in (*refusals, *dropped)[:3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.groups import Group, Refusal
 from graphopt.compression.quantization.scheme import Array, Format
+
+_ARRAYS = ("scale", "zero", "table", "codes")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class WeightPlan:
         scale, zero: arrays, see weight_parameters(); of a table, () and ().
         table: the values, sorted; empty for other kinds.
         packed: stored as INT4, two in a byte.
+        codes: the integers themselves in the weights' shape, where they are not simply rounded.
     """
 
     node: str
@@ -52,23 +55,18 @@ class WeightPlan:
     zero: Array
     table: Array
     packed: bool
+    codes: Array | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        arrays = {
-            name: [str(array.dtype), list(array.shape), array.reshape(-1).tolist()]
-            for name, array in (("scale", self.scale), ("zero", self.zero), ("table", self.table))
-        }
+        arrays = {name: _listed(getattr(self, name)) for name in _ARRAYS}
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {**own, "form": asdict(self.form), **arrays}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> WeightPlan:
         """The inverse of to_dict()."""
-        arrays = {
-            name: np.asarray(values[name][2], values[name][0]).reshape(values[name][1])
-            for name in ("scale", "zero", "table")
-        }
+        arrays = {name: _array(values[name]) for name in _ARRAYS}
         return WeightPlan(**{**values, "form": Format(**values["form"]), **arrays})
 
 
@@ -79,6 +77,7 @@ class Plan:
     Attributes:
         groups: the integer kernels (weight-only: the products with narrow weights).
         refusals: what stays in float, and why.
+        corrections: added to products' results per channel, float32, by node.
     """
 
     config: QuantizationConfig
@@ -86,6 +85,7 @@ class Plan:
     refusals: tuple[Refusal, ...]
     activations: tuple[ActivationPlan, ...]
     weights: tuple[WeightPlan, ...]
+    corrections: Mapping[str, Array] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """A JSON object; numbers keep all their digits."""
@@ -96,6 +96,7 @@ class Plan:
                 "refusals": [asdict(refusal) for refusal in self.refusals],
                 "activations": [asdict(each) for each in self.activations],
                 "weights": [each.to_dict() for each in self.weights],
+                "corrections": {name: _listed(each) for name, each in self.corrections.items()},
             }
         )
 
@@ -112,6 +113,7 @@ class Plan:
                 for each in values["activations"]
             ),
             tuple(WeightPlan.from_dict(each) for each in values["weights"]),
+            {name: _array(each) for name, each in values["corrections"].items()},
         )
 
     def activation(self, tensor: str) -> ActivationPlan | None:
@@ -121,6 +123,19 @@ class Plan:
     def weight(self, node: str) -> WeightPlan | None:
         """The plan of a product's weights."""
         return next((each for each in self.weights if each.node == node), None)
+
+
+def _listed(array: Array | None) -> list[Any] | None:
+    """An array as dtype, shape and elements; float32 in full."""
+    if array is None:
+        return None
+    return [str(array.dtype), list(array.shape), array.reshape(-1).tolist()]
+
+
+def _array(listed: list[Any] | None) -> Any:
+    if listed is None:
+        return None
+    return np.asarray(listed[2], listed[0]).reshape(listed[1])
 
 
 def _group(values: Mapping[str, Any]) -> Group:

@@ -125,7 +125,7 @@ class _Work:
         weight = self.graph.array(plan.tensor)
         name = self._name(f"{plan.tensor}_noise")
         noise = approximated(weight, plan) - weight
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(noise), name)
+        self._constant(name, noise)
         exact, second, scaled = (self._name(f"{node.output[0]}_{k}") for k in "abc")
         first, other = NodeProto(), NodeProto()
         first.CopyFrom(node)
@@ -134,12 +134,25 @@ class _Work:
         other.name = self._name(f"{node.name}_noise")
         other.input[:] = [node.input[0], name]
         other.output[:] = [second]
+        correction, extra = self.plan.corrections.get(group.name), []
+        if correction is not None:
+            vector = self._name(f"{node.name}_correction")
+            self._constant(vector, correction)
+            if group.op == "MatMul":
+                second, before = self._name(f"{second}_corrected"), second
+                extra = [self._node("Add", [before, vector], second)]
+            else:
+                other.input.append(vector)
         return [
             first,
             other,
+            *extra,
             self._node("Mul", [second, factor], scaled),
             self._node("Add", [exact, scaled], node.output[0]),
         ]
+
+    def _constant(self, name: str, array: Array) -> None:
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
 
     def _node(self, kind: str, inputs: Sequence[str], output: str) -> NodeProto:
         name = self._name(f"{output}_{kind}")

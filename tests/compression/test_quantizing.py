@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from quantization_cases import Builder, feeds, quantized, run
 
 import graphopt
 from graphopt.errors import ArtifactError, OptionError
-
-sys.path.insert(0, str(Path(__file__).parent / "compression"))
-
-from quantization_cases import Builder, feeds, quantized, run
 
 
 def test_a_model_is_quantized_saved_compiled_and_explained(
@@ -51,7 +47,7 @@ def test_our_runs_and_onnx_runtimes_give_the_same_plan(tiny_cnn: onnx.ModelProto
 
 
 def test_random_data_is_used_only_when_asked_for_and_said(dynamic_mlp: onnx.ModelProto) -> None:
-    with pytest.raises(OptionError, match="need calibration data"):
+    with pytest.raises(OptionError, match="there is no calibration data"):
         graphopt.quantize(dynamic_mlp)
     with pytest.raises(OptionError, match="unbound dimensions"):
         graphopt.quantize(dynamic_mlp, "random")
@@ -74,12 +70,27 @@ def test_compile_quantizes(tiny_cnn: onnx.ModelProto, dynamic_mlp: onnx.ModelPro
     assert open_program.run(x)["y"].shape == (3, 4)
 
 
-def test_constants_and_shapes_are_bound(tmp_path: Path) -> None:
+def shaped_by_an_input() -> tuple[onnx.ModelProto, str]:
     b = Builder()
     x = b.input("x", "batch", 12)
     b.inputs.append(onnx.helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [2]))
     y = b.op("MatMul", b.op("Reshape", x, "size"), b.random(6, 4), name="product")
-    model = b.model(y)
+    return b.model(y), y
+
+
+def test_constants_of_compile_are_fed_to_calibration() -> None:
+    model, y = shaped_by_an_input()
+    data = [{"x": np.random.default_rng(0).standard_normal((3, 12)).astype(np.float32)}]
+    program = graphopt.compile(
+        model, quantization="int8", calibration=data, constants={"size": [6, 6]},
+        shapes={"x": (3, 12)}, threads=1,
+    )  # fmt: skip
+    assert program.quantization is not None
+    assert program.run({**data[0], "size": np.int64([6, 6])})[y].shape == (6, 4)
+
+
+def test_constants_and_shapes_are_bound(tmp_path: Path) -> None:
+    model, y = shaped_by_an_input()
     data = [{"x": np.random.default_rng(0).standard_normal((3, 12)).astype(np.float32)}]
     result = graphopt.quantize(
         model, data, shapes={"x": (3, 12)}, constants={"size": [6, 6]}, threads=1
