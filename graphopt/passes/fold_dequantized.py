@@ -1,15 +1,18 @@
-"""Dequantizes constants at compile time, where no kernel took them as integers."""
+"""Quantizes constants at compile time, and dequantizes them where no kernel took the integers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from graphopt.ir import Graph
+from graphopt.ops.base import attributes
 from graphopt.passes.base import Outcome
 from graphopt.passes.dataflow import OUTPUT
 from graphopt.passes.fold_affine import CONVOLUTIONS
+from graphopt.passes.quantized import DEQUANTIZE, QUANTIZE
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name
 
@@ -55,8 +58,36 @@ def _dequantized(_view: View, found: Weights) -> Expr:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The operands of a quantization, all constant, and its attributes."""
+
+    x: Array
+    scale: Array
+    zero: Array
+    attrs: dict[str, Any]
+
+
+def _numbers(view: View, _var: Expr, value: Expr) -> Numbers | None:
+    arrays = [view.constant(arg) for arg in value.args]
+    if any(array is None for array in arrays):
+        return None
+    x, scale, zero = (np.asarray(array) for array in arrays)
+    return Numbers(x, scale, zero, attributes(value))
+
+
+def _quantized(_view: View, found: Numbers) -> Expr:
+    attrs, point = found.attrs, found.zero.astype(np.float32)
+    precision = np.dtype(attrs["precision"])
+    with np.errstate(all="ignore"):
+        steps = (found.x.astype(precision) / found.scale.astype(precision)).astype(np.float32)
+    numbers = np.where(np.isnan(steps), -np.inf, steps)
+    inside = np.clip(numbers, attrs["low"] - point, attrs["high"] - point)
+    return constant(np.asarray(np.round(inside) + point), found.zero.dtype.name)
+
+
+@dataclass(frozen=True)
 class FoldDequantized:
-    """graphopt.dequantize of constants becomes a float constant.
+    """graphopt.dequantize of constants becomes a float constant, and quantize an integer one.
 
     A float kernel packs its weights at compile time; dequantizing them in every run instead costs
     more than the bandwidth that narrow weights would save, and leaves kernels that cannot pack.
@@ -74,5 +105,8 @@ class FoldDequantized:
                 return found
             return None
 
-        rule = Rule("dequantize", ("graphopt.dequantize",), match, _dequantized)
-        return apply_rules(graph, self.name, (rule,))
+        rules: tuple[Rule[Any], ...] = (
+            Rule("quantize", (QUANTIZE,), _numbers, _quantized),
+            Rule("dequantize", (DEQUANTIZE,), match, _dequantized),
+        )
+        return apply_rules(graph, self.name, rules)

@@ -5,12 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+import numpy as np
 from tvm import relax
 
 from graphopt.ir import Graph
+from graphopt.ops.base import attributes, call_op
 from graphopt.passes.base import Outcome
 from graphopt.passes.rewrite import Rule, View, apply_rules
-from graphopt.passes.values import Expr, ints, op_name, reshaped, shape_of
+from graphopt.passes.values import (
+    Expr,
+    dtype_of,
+    ints,
+    is_float,
+    op_name,
+    reshaped,
+    shape_of,
+)
+
+INTEGER = "graphopt.conv_integer"
 
 
 @dataclass(frozen=True)
@@ -60,16 +72,14 @@ def _placed(
 
 def _check(view: View, found: Padded) -> str | None:
     kind, attrs = op_name(found.window), found.window.attrs
+    if kind == INTEGER:
+        return _check_widths(found, float(attributes(found.window)["pad_value"]))
     layout = attrs.data_layout if kind.startswith("nn.conv") else attrs.layout
     if not layout.startswith("NC") or len(layout) != len(found.widths):
         return "the layout is not NCHW"
-    if found.mode != "constant":
-        return f"the padding's mode is {found.mode}"
-    fill = -inf if kind == "nn.max_pool2d" else 0.0
-    if found.value != fill:
-        return f"the padding is {found.value:g}, the window pads with {fill:g}"
-    if any(map(any, found.widths[:2])) or any(w < 0 for pair in found.widths for w in pair):
-        return "it pads batch or channels, or crops"
+    reason = _check_widths(found, _least(found.window) if kind == "nn.max_pool2d" else 0.0)
+    if reason is not None:
+        return reason
     if kind == "nn.avg_pool2d":
         if attrs.ceil_mode:
             return "rounding up makes windows that reach beyond the padding"
@@ -80,6 +90,22 @@ def _check(view: View, found: Padded) -> str | None:
     return None
 
 
+def _least(window: Expr) -> float:
+    """What maximum pooling pads with."""
+    return -inf if is_float(window) else float(np.iinfo(dtype_of(window)).min)
+
+
+def _check_widths(found: Padded, fill: float) -> str | None:
+    """Why a window that pads with `fill` cannot do the padding."""
+    if found.mode != "constant":
+        return f"the padding's mode is {found.mode}"
+    if found.value != fill:
+        return f"the padding is {found.value:g}, the window pads with {fill:g}"
+    if any(map(any, found.widths[:2])) or any(w < 0 for pair in found.widths for w in pair):
+        return "it pads batch or channels, or crops"
+    return None
+
+
 def _fold(_view: View, found: Padded) -> Expr:
     window, attrs = found.window, found.window.attrs
     spatial = found.widths[2:]
@@ -87,6 +113,10 @@ def _fold(_view: View, found: Padded) -> Expr:
     inner = tuple(dim - sum(pair) for dim, pair in zip(dims, found.widths, strict=True))
     x = found.x if shape_of(found.x) == inner else reshaped(found.x, inner)
     before, after = [w[0] for w in spatial], [w[1] for w in spatial]
+    if op_name(window) == INTEGER:
+        own = attributes(window)
+        pads = [a + b for a, b in zip(own["padding"], before + after, strict=True)]
+        return call_op(window.op, (x, window.args[1]), own | {"padding": pads})
     padding = [a + b for a, b in zip(ints(attrs.padding), before + after, strict=True)]
     kind = op_name(window)
     if kind == "nn.avg_pool2d":
@@ -111,12 +141,14 @@ def _fold(_view: View, found: Padded) -> Expr:
 class FoldPadding:
     """Zeros around a convolution's or average pooling's input, −∞ around a maximum pooling's.
 
+    Around an integer convolution's, what stands for zero there.
+
     An average over explicit zeros counts them: the pooling gets count_include_pad.
     """
 
     name: str = "fold_padding"
 
     def run(self, graph: Graph) -> Outcome:
-        windows = ("nn.conv1d", "nn.conv2d", "nn.avg_pool2d", "nn.max_pool2d")
+        windows = (INTEGER, "nn.conv1d", "nn.conv2d", "nn.avg_pool2d", "nn.max_pool2d")
         rule = Rule("pad into window", windows, _padded, _fold, _check)
         return apply_rules(graph, self.name, (rule,))

@@ -15,11 +15,11 @@ from graphopt.passes.fold_affine import CONVOLUTIONS, TRANSPOSED
 from graphopt.passes.integer_sums import after_sums, fits_int32, rescaled
 from graphopt.passes.quantized import (
     BYTES,
-    DEQUANTIZE,
     INTEGER_CONVOLUTION,
     Dequantized,
     along,
     centred,
+    dequantization,
     dequantized,
     int32_shift,
     obstacle,
@@ -39,7 +39,7 @@ class Quantized:
 
 
 def _match(view: View, _var: Expr, value: Expr) -> Quantized | None:
-    data, weight = (view.call(arg, DEQUANTIZE) for arg in value.args)
+    data, weight = (dequantization(view, arg) for arg in value.args)
     if data is None and weight is None:
         return None
     return Quantized(value, *(dequantized(view, arg) for arg in value.args))

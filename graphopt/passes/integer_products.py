@@ -14,12 +14,12 @@ from graphopt.passes.base import Outcome
 from graphopt.passes.integer_sums import after_sums, fits_int32, rescaled
 from graphopt.passes.quantized import (
     BYTES,
-    DEQUANTIZE,
     INT32_MAX,
     INTEGER_PRODUCT,
     Dequantized,
     along,
     centred,
+    dequantization,
     dequantized,
     int32_shift,
     obstacle,
@@ -43,7 +43,7 @@ class Quantized:
 
 
 def _match(view: View, _var: Expr, value: Expr) -> Quantized | None:
-    left, right = (view.call(arg, DEQUANTIZE) for arg in value.args)
+    left, right = (dequantization(view, arg) for arg in value.args)
     if left is None and right is None:
         return None
     return Quantized(value, *(dequantized(view, arg) for arg in value.args))

@@ -60,6 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     NormalizeSigns(),
     IntegerConvolutions(),
     IntegerProducts(),
+    FoldPadding(),  # in front of integer convolutions, as integers
     ReadIntegers(),
     MergeConstantChains(),  # a batch normalisation's factor and the scales of the sums in front
     MultiplyByReciprocals(),

@@ -89,9 +89,15 @@ def dequantize_like(x: Expr, call: Expr) -> Expr:
     return dequantize(x, call.args[1], call.args[2], dtype=dtype_of(call))
 
 
+def dequantization(view: View, expr: Expr) -> Expr | None:
+    """The dequantize call that gives `expr`, perhaps cast to a wider float."""
+    cast = view.call(expr, "astype")
+    return view.call(expr if cast is None else cast.args[0], DEQUANTIZE)
+
+
 def obstacle(view: View, expr: Expr, what: str) -> str:
     """Why dequantized() says no to `expr`, which is called `what` ("the data", say)."""
-    call = view.call(expr, DEQUANTIZE)
+    call = dequantization(view, expr)
     if call is None:
         return f"{what} is not quantized"
     if dtype_of(call) != "float32":

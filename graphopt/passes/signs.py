@@ -19,7 +19,14 @@ from graphopt.ops.quantize import dequantize
 from graphopt.passes.base import Outcome
 from graphopt.passes.dataflow import OUTPUT
 from graphopt.passes.movements import MOVEMENTS, moves, operands_of, readers, with_operands
-from graphopt.passes.quantized import BYTES, DEQUANTIZE, QUANTIZE, REQUANTIZE
+from graphopt.passes.quantized import (
+    BYTES,
+    DEQUANTIZE,
+    INTEGER_ANCHORS,
+    QUANTIZE,
+    REQUANTIZE,
+    int32_shift,
+)
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name
 
@@ -66,12 +73,17 @@ def _shift_to(dtype: str) -> int:
 
 
 def _preferred(view: View, expr: Expr) -> str | None:
-    """The type that the dequantizations behind `expr` had best read; None where there are none."""
-    found = [name for name in readers(view, expr) if op_name(view.value(name)) == DEQUANTIZE]
-    if not found:
+    """The type that suits what reads `expr` as quantized data; None where nothing does."""
+    second: list[bool] = []
+    for name in readers(view, expr):
+        call = view.value(name)
+        if op_name(call) == DEQUANTIZE:
+            second.append(_is_second(view, view.variable(name)))
+        elif op_name(call) in INTEGER_ANCHORS and view.is_constant(call.args[1]):
+            second.append(False)
+    if not second:
         return None
-    second = all(_is_second(view, view.variable(name)) for name in found)
-    return "int8" if second else "uint8"
+    return "int8" if all(second) else "uint8"
 
 
 def _is_second(view: View, number: Expr) -> bool:
@@ -152,6 +164,55 @@ def _move(_view: View, found: Moved) -> Expr:
     return other_sign(moved, dtype)
 
 
+@dataclass(frozen=True)
+class Anchored:
+    """Integer sums over x less 128, with constant weights."""
+
+    call: Expr
+    x: Expr
+    weight: Array
+
+
+def _anchored(view: View, _var: Expr, value: Expr) -> Anchored | None:
+    source, weight = shifted_source(view, value.args[0]), view.constant(value.args[1])
+    if source is None or weight is None or dtype_of(value.args[0]) != "int8":
+        return None
+    return Anchored(value, source, weight)
+
+
+def _anchor(_view: View, found: Anchored) -> Expr:
+    attrs, wide = attributes(found.call), found.weight.astype(np.int64)
+    if "pad_value" in attrs:
+        attrs["pad_value"] += _SHIFT
+        sums = wide.sum(axis=tuple(range(1, wide.ndim))).reshape(1, -1, *[1] * (wide.ndim - 2))
+    else:
+        sums = wide.sum(axis=-2, keepdims=wide.ndim > 2)
+    result = call_op(found.call.op, (found.x, found.call.args[1]), attrs)
+    return relax.op.add(result, int32_shift(-_SHIFT * sums))
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """sums + first + second, with constants."""
+
+    sums: Expr
+    total: Array
+
+
+def _corrected(view: View, _var: Expr, value: Expr) -> Corrected | None:
+    inner = view.call(value.args[0], "add") if dtype_of(value) == "int32" else None
+    if inner is None or not view.used_once(value.args[0]):
+        return None
+    first, second = view.constant(inner.args[1]), view.constant(value.args[1])
+    if first is None or second is None:
+        return None
+    return Corrected(inner.args[0], first.astype(np.int64) + second)
+
+
+def _correct(_view: View, found: Corrected) -> Expr:
+    return relax.op.add(found.sums, int32_shift(found.total))
+
+
 def _there_and_back(view: View, var: Expr, value: Expr) -> Expr | None:
     """y where a value is other_sign(other_sign(y))."""
     once = shifted_source(view, var)
@@ -175,6 +236,8 @@ class NormalizeSigns:
             Rule("quantize to the other sign", (QUANTIZE, REQUANTIZE), _quantized, _quantize),
             Rule("dequantize from the other sign", (DEQUANTIZE,), _dequantized, _dequantize),
             Rule("move the other sign", MOVEMENTS, _moved, _move),
+            Rule("sums over the other sign", INTEGER_ANCHORS, _anchored, _anchor),
+            Rule("corrections of sums", ("add",), _corrected, _correct),
             Rule("there and back", flips, _there_and_back, lambda _view, x: x),
         )
         return apply_rules(graph, self.name, rules)

@@ -12,6 +12,7 @@ from tvm import relax
 
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome
+from graphopt.passes.product_chains import Chain, product_chain, rebuilt, varies_elsewhere
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import (
     Expr,
@@ -216,40 +217,27 @@ class SimplifySlices:
 
 @dataclass(frozen=True)
 class Columns:
-    """(x @ weight + bias)[..., begin:end]."""
+    """f(x @ weight)[..., begin:end] for a chain f of steps with constants."""
 
-    x: Expr
-    weight: Expr
-    bias: Expr | None
+    chain: Chain
     piece: Piece
-    links: tuple[Expr, ...]
 
 
 def _columns(view: View, _var: Expr, value: Expr) -> Columns | None:
     piece = one_axis(value)
     if piece is None or piece.axis != len(piece.shape) - 1:
         return None
-    call = view.call(piece.x, "add", "matmul")
-    links, bias = [piece.x], None
-    if call is not None and op_name(call) == "add":
-        bias = call.args[1]
-        links.append(call.args[0])
-        call = view.call(call.args[0], "matmul")
-    if call is None or not view.is_constant(call.args[1]):
+    chain = product_chain(view, piece.x)
+    if chain is None or not view.is_constant(chain.product.args[1]):
         return None
-    return Columns(call.args[0], call.args[1], bias, piece, tuple(links))
+    return Columns(chain, piece)
 
 
 def _divisible(view: View, found: Columns) -> str | None:
-    columns = shape_of(found.piece.x)[-1]
-    if len(shape_of(found.weight)) != 2:
-        return "the weight is not a matrix"
-    if found.bias is not None:
-        dims = shape_of(found.bias)
-        if not view.is_constant(found.bias) or prod(dims) != dims[-1] or dims[-1] != columns:
-            return "what is added is not a bias along the last axis"
-        if not view.used_once(found.links[1]):
-            return "the product is used without its bias, too"
+    if varies_elsewhere(found.chain):
+        return "what follows the product varies along other axes than the last"
+    if not all(view.used_once(link) for link in found.chain.links[1:]):
+        return "the product is used without what follows it, too"
     taken = []
     for user in view.users(found.piece.x):
         value = view.value(user) if user else None
@@ -265,11 +253,11 @@ def _divisible(view: View, found: Columns) -> str | None:
 
 def _divide(view: View, found: Columns) -> Expr:
     part = slice(found.piece.begin, found.piece.end)
-    weight = view.constant(found.weight)
-    assert weight is not None  # checked
-    result = relax.op.matmul(found.x, constant(weight[:, part]))
-    bias = None if found.bias is None else view.constant(found.bias)
-    return result if bias is None else relax.op.add(result, constant(bias[..., part]))
+    x, weight = found.chain.product.args
+    array = view.constant(weight)
+    assert array is not None  # matched
+    rank = len(found.piece.shape)
+    return rebuilt(view, found.chain, x, constant(array[:, part]), rank, lambda v: v[part])
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from tvm import relax
 
 from graphopt.ir import Graph
 from graphopt.passes.base import Outcome
+from graphopt.passes.product_chains import Chain, product_chain, rebuilt, varies_elsewhere
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import (
     ELEMENTWISE,
     Expr,
     constant,
-    op_name,
     permutation,
     reshaped,
     shape_of,
@@ -82,49 +82,26 @@ class CanonicalizeViews:
 
 @dataclass(frozen=True)
 class Projection:
-    """reshape(f(matmul(x, w))), f adding and multiplying constants along the last axis."""
+    """reshape(f(product(x, w)))."""
 
-    x: Expr
-    weight: Expr
-    steps: tuple[tuple[Expr, Expr], ...]  # (call, constant operand), innermost first
-    links: tuple[Expr, ...]  # the variables between matmul and reshape
+    chain: Chain
     shape: tuple[int, ...]  # after the reshape
     old: tuple[int, ...]  # before it
 
 
 def _projection(view: View, _var: Expr, value: Expr) -> Projection | None:
-    steps: list[tuple[Expr, Expr]] = []
-    links = [value.args[0]]
-    call = view.call(links[-1], "add", "multiply", "matmul")
-    while call is not None and op_name(call) != "matmul":
-        if not view.is_constant(call.args[1]):
-            return None
-        steps.append((call, call.args[1]))
-        links.append(call.args[0])
-        call = view.call(links[-1], "add", "multiply", "matmul")
-    if call is None or len(shape_of(call.args[1])) != 2:
-        return None
-    return Projection(
-        call.args[0],
-        call.args[1],
-        tuple(reversed(steps)),
-        tuple(links),
-        shape_of(value),
-        shape_of(value.args[0]),
-    )
+    chain = product_chain(view, value.args[0])
+    return None if chain is None else Projection(chain, shape_of(value), shape_of(value.args[0]))
 
 
 def _movable(view: View, found: Projection) -> str | None:
-    last = found.old[-1]
-    if not all(view.used_once(link) for link in found.links):
+    if not all(view.used_once(link) for link in found.chain.links):
         return "the product is used in its old shape, too"
-    for _, operand in found.steps:
-        dims = shape_of(operand)
-        if prod(dims) not in (1, last) or (prod(dims) == last and dims[-1:] != (last,)):
-            return "an operand varies along other axes than the last"
+    if varies_elsewhere(found.chain):
+        return "an operand varies along other axes than the last"
     if _single_rows(found.old):
         return None
-    if len(found.shape) < 2 or found.shape[-1] != last:
+    if len(found.shape) < 2 or found.shape[-1] != found.old[-1]:
         return "the view changes the last axis"
     if _single_rows(found.shape):
         return "the view makes a batch of single rows"
@@ -136,15 +113,13 @@ def _single_rows(shape: tuple[int, ...]) -> bool:
     return len(shape) > 2 and shape[-2] == 1 and prod(shape[:-1]) > 1
 
 
-def _move(_view: View, found: Projection) -> Expr:
+def _move(view: View, found: Projection) -> Expr:
     lead: tuple[int, ...] = found.shape[:-1]
     if found.shape[-1] != found.old[-1] or _single_rows(found.shape):
         lead = (*[1] * (len(found.old) - 2), prod(found.old[:-1]))
-    result = relax.op.matmul(reshaped(found.x, (*lead, shape_of(found.x)[-1])), found.weight)
-    for call, operand in found.steps:
-        dims = shape_of(operand)
-        flat = operand if len(dims) <= 1 else reshaped(operand, (prod(dims),))
-        result = tvm.ir.Call(call.op, [result, flat], call.attrs)
+    x, weight = found.chain.product.args
+    rows = reshaped(x, (*lead, shape_of(x)[-1]))
+    result = rebuilt(view, found.chain, rows, weight, len(lead) + 1, lambda vector: vector)
     return result if (*lead, found.old[-1]) == found.shape else reshaped(result, found.shape)
 
 
