@@ -129,8 +129,10 @@ def check(model: onnx.ModelProto, tolerance: float = 1e-5) -> graphopt.Report:
 
 
 def families(report: graphopt.Report) -> list[str]:
-    """What kernels are called, without their variants."""
-    return [row.candidate.split("[")[0].split(".")[0] for row in report.calls]
+    """What kernels are called, without their variants, and without changes of layout at the ends,
+    of which there may be some on one machine and none on another."""
+    kinds = [row.candidate.split("[")[0].split(".")[0] for row in report.calls]
+    return [kind for kind in kinds if kind != "layout_change"]
 
 
 IMAGE = {"x": ("u", (2, 8, 9, 10))}
@@ -264,7 +266,7 @@ def test_one_kernel_between_dequantize_and_quantize(name):
         inputs["r"] = ("u", (2, 8, 9, 10))
     model = onnx.shape_inference.infer_shapes(net.model(inputs, {"y": ("u", None)}))
     report = check(model)
-    assert len(report.calls) == KERNELS.get(name, 1), families(report)
+    assert len(families(report)) == KERNELS.get(name, 1), families(report)
 
 
 def ended(net: Net, last: str, inputs: dict, output: str = "u") -> onnx.ModelProto:
