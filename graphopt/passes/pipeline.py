@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphopt.passes.absorb_shifts import AbsorbShifts
 from graphopt.passes.activations import RecoverActivations
 from graphopt.passes.arithmetic import CanonicalizeArithmetic, MergeConstantChains
 from graphopt.passes.attention import RecoverAttention
@@ -71,6 +72,7 @@ PIPELINE: tuple[Pass, ...] = (
     # Slices move to the front of views and transposes, where a fused QKV can be split by weight.
     SimplifySlices(),
     SplitProjections(),
+    AbsorbShifts(),  # of the parts: what is shifted for a product is made so
     # After the slices, which stand between transposes that then compose.
     SimplifyTransposes(),
     # After the transposes: some have become views, and views that met are one.

@@ -31,7 +31,7 @@ from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name
 
 _SHIFT = 128
-_OTHER = {"int8": "uint8", "uint8": "int8"}
+OTHER = {"int8": "uint8", "uint8": "int8"}
 
 
 def other_sign(x: Expr, dtype: str | None = None) -> Expr:
@@ -47,7 +47,7 @@ def other_sign(x: Expr, dtype: str | None = None) -> Expr:
 
 def as_bytes(x: Expr, zero: int, dtype: str) -> tuple[Expr, int]:
     """Bytes and their zero point as `dtype`, uint8 or int8."""
-    return (x, zero) if dtype_of(x) == dtype else (other_sign(x), zero + _shift_to(dtype))
+    return (x, zero) if dtype_of(x) == dtype else (other_sign(x), zero + shift_to(dtype))
 
 
 def shifted_source(view: View, expr: Expr) -> Expr | None:
@@ -56,19 +56,19 @@ def shifted_source(view: View, expr: Expr) -> Expr | None:
     if outer is None or dtype_of(outer) not in BYTES:
         return None
     inner = view.call(outer.args[0], *({"graphopt.bitcast", "bitwise_xor"} - {op_name(outer)}))
-    if inner is None or dtype_of(inner.args[0]) != _OTHER[dtype_of(outer)]:
+    if inner is None or dtype_of(inner.args[0]) != OTHER[dtype_of(outer)]:
         return None
     flipped = outer if op_name(outer) == "bitwise_xor" else inner
     return inner.args[0] if view.scalar(flipped.args[1]) == _SHIFT else None
 
 
-def _as_other(integers: Array) -> Expr:
+def as_other(integers: Array) -> Expr:
     """Constant bytes, a zero point say, shifted to the other sign."""
-    dtype = _OTHER[integers.dtype.name]
-    return constant((integers.astype(np.int32) + _shift_to(dtype)).astype(dtype))
+    dtype = OTHER[integers.dtype.name]
+    return constant((integers.astype(np.int32) + shift_to(dtype)).astype(dtype))
 
 
-def _shift_to(dtype: str) -> int:
+def shift_to(dtype: str) -> int:
     return _SHIFT if dtype == "uint8" else -_SHIFT
 
 
@@ -116,10 +116,14 @@ def _quantized(view: View, var: Expr, value: Expr) -> Shifted | None:
 
 
 def _quantize(_view: View, found: Shifted) -> Expr:
-    attrs, dtype = attributes(found.call), _OTHER[dtype_of(found.call)]
-    attrs |= {bound: attrs[bound] + _shift_to(dtype) for bound in ("low", "high")}
-    args = (found.x, found.call.args[1], _as_other(found.zero))
-    return other_sign(call_op(found.call.op, args, attrs), dtype)
+    return other_sign(quantize_other(found.call, found.zero), OTHER[dtype_of(found.call)])
+
+
+def quantize_other(call: Expr, zero: Array) -> Expr:
+    """A quantize or requantize call to the other sign; the numbers stay."""
+    attrs, shift = attributes(call), shift_to(OTHER[dtype_of(call)])
+    attrs |= {bound: attrs[bound] + shift for bound in ("low", "high")}
+    return call_op(call.op, (call.args[0], call.args[1], as_other(zero)), attrs)
 
 
 def _dequantized(view: View, _var: Expr, value: Expr) -> Shifted | None:
@@ -129,7 +133,7 @@ def _dequantized(view: View, _var: Expr, value: Expr) -> Shifted | None:
 
 def _dequantize(_view: View, found: Shifted) -> Expr:
     call = found.call
-    return dequantize(found.x, call.args[1], _as_other(found.zero), dtype=dtype_of(call))
+    return dequantize(found.x, call.args[1], as_other(found.zero), dtype=dtype_of(call))
 
 
 @dataclass(frozen=True)
@@ -141,26 +145,31 @@ class Moved:
 
 
 def _moved(view: View, var: Expr, value: Expr) -> Moved | None:
-    """A movement of bytes of which an operand was of the other sign, which readers prefer."""
+    """A movement of bytes of which an operand was of the other sign.
+
+    Shifts gather at the end, whatever is preferred there. Operands that are joined are brought to
+    the sign that is.
+    """
     if not moves(value) or dtype_of(value) not in BYTES:
         return None
     sources = [shifted_source(view, operand) for operand in operands_of(value)]
     if all(source is None for source in sources):
         return None
-    if _preferred(view, var) in (None, dtype_of(value)):
+    preferred = _preferred(view, var)
+    if preferred is None or (len(sources) > 1 and preferred == dtype_of(value)):
         return None
     operands = []
     for operand, source in zip(operands_of(value), sources, strict=True):
         array = view.constant(operand)
         if source is None:
-            source = other_sign(operand) if array is None else _as_other(array)
+            source = other_sign(operand) if array is None else as_other(array)
         operands.append(source)
     return Moved(value, tuple(operands))
 
 
 def _move(_view: View, found: Moved) -> Expr:
-    dtype = _OTHER[dtype_of(found.call)]
-    moved = with_operands(found.call, found.operands, shift=_shift_to(dtype))
+    dtype = OTHER[dtype_of(found.call)]
+    moved = with_operands(found.call, found.operands, shift=shift_to(dtype))
     return other_sign(moved, dtype)
 
 

@@ -176,6 +176,7 @@ def resize2d(call, x):
 def saturated(call, steps, zero):
     a = base.attributes(call)
     dtype = str(call.ty.dtype)
+    steps = np.where(np.isnan(steps), -np.inf, steps)
     return np.clip(np.round(steps) + zero.astype(np.int64), a["low"], a["high"]).astype(dtype)
 
 

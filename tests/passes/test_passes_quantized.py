@@ -7,14 +7,16 @@ import pytest
 from passes_graph import const, fires, kinds, make, random, refuses
 from tvm import relax
 
-from graphopt.ops.quantize import dequantize, quantize
+from graphopt.ops.narrow import bitcast
+from graphopt.ops.quantize import conv_integer, dequantize, matmul_integer, quantize
 from graphopt.ops.resize import resize2d
+from graphopt.passes.absorb_shifts import AbsorbShifts
 from graphopt.passes.base import bindings_of
 from graphopt.passes.dequantize_moves import SinkDequantize
 from graphopt.passes.fold_dequantized import FoldDequantized
 from graphopt.passes.quantize_moves import HoistQuantize
 from graphopt.passes.signs import NormalizeSigns
-from graphopt.passes.values import dtype_of, scalar_of
+from graphopt.passes.values import array_of, dtype_of, op_name, scalar_of
 
 BYTES = {"x": ((1, 4, 6, 6), "uint8")}
 SIGNED = {"x": ((1, 4, 6, 6), "int8")}
@@ -259,3 +261,66 @@ def test_constants_are_dequantized_but_for_weights():
     graph = fires(FoldDequantized(weights=False), make(BYTES, body), rewrites=1)
     assert kinds(graph).count(DEQUANTIZE) == 2
     assert kinds(fires(FoldDequantized(), graph, rewrites=1)).count(DEQUANTIZE) == 1
+
+
+def test_second_operands_are_signed():
+    """What products have only as their second operand; the first is unsigned."""
+    inputs = {"x": (2, 4, 6), "y": (2, 6, 5)}
+
+    def body(x, y):
+        first = dq(q(x, zero=-3, dtype="int8"), zero=-3, dtype="int8")
+        second = relax.op.permute_dims(q(relax.op.permute_dims(y, [0, 2, 1])), [0, 2, 1])
+        return relax.op.matmul(first, dq(second))
+
+    graph = fires(NormalizeSigns(), make(inputs, body))
+    made = [dtype_of(b.var) for b in bindings_of(graph) if op_name(b.value) == QUANTIZE]
+    assert sorted(made) == ["int8", "uint8"]
+    assert not {"bitwise_xor", "graphopt.bitcast"} & set(kinds(graph))
+
+
+def shift(x):
+    return bitcast(relax.op.bitwise_xor(x, const(128, "uint8")), dtype="int8")
+
+
+def test_what_is_only_read_shifted_is_made_so():
+    graph = make(FLOATS, lambda x: shift(relax.op.reshape(q(x), (4, 36))))
+    refuses(NormalizeSigns(), graph)
+    graph = fires(AbsorbShifts(), graph)
+    assert kinds(graph) == [QUANTIZE, "reshape"]
+    assert dtype_of(bindings_of(graph)[0].var) == "int8"
+
+
+def test_what_is_also_read_as_it_is_stays():
+    def body(x):
+        y = relax.op.reshape(q(x), (4, 36))
+        return [shift(y), y]
+
+    refuses(AbsorbShifts(), make(FLOATS, body))
+
+
+@pytest.mark.parametrize("kind", ["convolution", "product"])
+def test_sums_over_signed_data(kind):
+    """As operators come that were quantized before import."""
+
+    def body(x):
+        y = q(x, dtype="int8", zero=-3)
+        if kind == "product":
+            sums = matmul_integer(y, whole(6, 5))
+            return relax.op.add(sums, const(np.arange(5), "int32"))
+        attrs = {"strides": (1, 2), "padding": (1, 0, 2, 1), "dilation": (1, 1), "groups": 2}
+        sums = conv_integer(y, whole(6, 2, 3, 3), **attrs, pad_value=-3)
+        return relax.op.add(sums, const(np.arange(6).reshape(1, 6, 1, 1), "int32"))
+
+    graph = fires(NormalizeSigns(), make(FLOATS, body))
+    assert [k.removeprefix("graphopt.") for k in kinds(graph)][1:] in (
+        ["matmul_integer", "add"],
+        ["conv_integer", "add"],
+    )
+    assert dtype_of(bindings_of(graph)[0].var) == "uint8"
+
+
+def test_constants_are_quantized():
+    x = const([[-100.0, 0.0], [0.125, np.nan]])
+    graph = make({"x": ((2, 2), "uint8")}, lambda y: relax.op.maximum(y, q(x, 0.05, 7)))
+    graph = fires(FoldDequantized(), graph)
+    np.testing.assert_array_equal(array_of(bindings_of(graph)[0].value.args[1]), [[0, 7], [9, 0]])
