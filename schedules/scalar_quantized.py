@@ -26,6 +26,15 @@ def _float(x: PrimExpr) -> PrimExpr:
     return x if dtype_of(x) == "float32" else tirx.Cast("float32", x)
 
 
+def _rounded(product: PrimExpr) -> PrimExpr:
+    """A product that is rounded by itself, not joined with an addition behind it.
+
+    Numbers that were quantized lie on a grid, so that sums of them fall between two integers all
+    the time: there the last bit decides, and it should be the one that the model's operators give.
+    """
+    return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", product)
+
+
 def _inside(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
     """x within the limits of `attrs`, else of zero's type, both less zero."""
     bounds = np.iinfo(dtype_of(zero))
@@ -83,7 +92,7 @@ def dequantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
 
 def scaled(difference: PrimExpr, scale: PrimExpr, attrs: Attrs) -> PrimExpr:
     """What dequantize gives for x − zero."""
-    value = difference * _float(scale)
+    value = _rounded(difference * _float(scale))
     dtype = str(attrs["dtype"])
     return value if dtype == "float32" else tirx.Cast(dtype, value)
 

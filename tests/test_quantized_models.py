@@ -513,3 +513,14 @@ def test_numbers_that_two_kernels_read_stay_bytes():
     last = net.q(net.node("Add", net.dq(net.q(second, 0.1031, 0), 0.1031, 0), first), 0.1973, 0)
     report = check(ended(net, last, IMAGE))
     assert families(report) == ["conv_integer", "conv_integer"]
+
+
+def test_ties_fall_as_the_operators_let_them():
+    """GELU's erf + 1 with the scales that calibration gives it: every other code is a tie."""
+    net = Net()
+    one = net.dq(net.constant(np.uint8(255)), np.float32(1 / 255), 0)
+    y = net.node("Add", net.dq("x", np.float32(2 / 255), 127), one)
+    model = ended(net, net.q(y, np.float32(2 / 255), 0), {"x": ("u", (16, 256))})
+    feeds = {"x": np.tile(np.arange(256, dtype=np.uint8), (16, 1))}
+    wanted = reference(model, feeds)["y"]
+    np.testing.assert_array_equal(graphopt.compile(model, threads=1).run(feeds)["y"], wanted)
