@@ -1,7 +1,7 @@
 """The scalar operations of quantized arithmetic as TIR expressions that vectorise.
 
 Their results are exact: the one quotient or product is rounded once to the precision it is asked
-in, then to the nearest integer (ties to even), and only then saturated. NaN becomes the least
+in (see _known_quotient for machines without fused multiply-add), then to the nearest integer (ties to even), and only then saturated. NaN becomes the least
 value, as the maximum instruction of x86 makes it elsewhere too.
 """
 
@@ -35,21 +35,66 @@ def _rounded(product: PrimExpr) -> PrimExpr:
     return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", product)
 
 
-def _inside(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
-    """x within the limits of `attrs`, else of zero's type, both less zero."""
+def _inside(op: str, args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """What quantize or requantize rounds, within the limits of `attrs`, else of zero's type, both
+    less zero."""
+    zero = args[2]
     bounds = np.iinfo(dtype_of(zero))
     limits = (attrs.get("low", bounds.min), attrs.get("high", bounds.max))
+    if op == "quantize" and _is_known(args, attrs):
+        return _known_quotient(args, limits)  # type: ignore[arg-type]
     low, high = (tirx.const(float(bound), "float32") for bound in limits)  # type: ignore[arg-type]
-    # In this order of arguments NaN gives `low`: a failed comparison takes the second.
     shift = _float(zero)
-    return tirx.min(tirx.max(x, low - shift), high - shift)
+    return _clamped(_SCALED[op](args, attrs), low - shift, high - shift)
 
 
-def _saturated(x: PrimExpr, zero: PrimExpr, attrs: Attrs) -> PrimExpr:
-    """round(x) + zero within the limits of `attrs`, else of zero's type, in zero's type."""
+def _clamped(x: PrimExpr, low: PrimExpr, high: PrimExpr) -> PrimExpr:
+    # In this order of arguments NaN gives `low`: a failed comparison takes the second.
+    return tirx.min(tirx.max(x, low), high)
+
+
+def _is_known(args: Sequence[PrimExpr], attrs: Attrs) -> bool:
+    """Whether float32 numbers are divided by a number far from the ends of the exponent's range."""
+    x, scale, zero = args
+    return (
+        attrs["precision"] == "float32"
+        and dtype_of(x) == dtype_of(scale) == "float32"
+        and isinstance(scale, tirx.FloatImm)
+        and isinstance(zero, tirx.IntImm)
+        and 2.0**-100 < scale.value < 2.0**100
+    )
+
+
+def _known_quotient(args: Sequence[PrimExpr], limits: tuple[int, int]) -> PrimExpr:
+    """x / scale within `limits` less zero, without a division.
+
+    The product with the reciprocal is corrected by its remainder: two fused operations that give
+    the rounded quotient (Markstein, "Computation of elementary functions on the IBM RISC System/
+    6000 processor", 1990). On machines without them its last bit may be off. x is brought within
+    the limits first, so that no infinity meets another.
+    """
+    x, scale, zero = args
+    step = np.float32(scale.value)
+    low, high = (float(np.float32(limit - int(zero.value)) * step) for limit in limits)
+    inverse = tirx.const(float(np.float32(1 / np.float64(step))), "float32")
+    negative = tirx.const(-float(step), "float32")
+
+    def corrected(x: PrimExpr) -> PrimExpr:
+        return let(
+            x * inverse,
+            lambda quotient: let(
+                x + quotient * negative, lambda remainder: quotient + remainder * inverse
+            ),
+        )
+
+    return let(_clamped(x, tirx.const(low, "float32"), tirx.const(high, "float32")), corrected)
+
+
+def _saturated(op: str, args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
+    """The result of quantize or requantize."""
     # The sum's last bits are the integer's: they are added to zero's and cut off, unconverted.
-    bits = tirx.reinterpret("int32", _inside(x, zero, attrs) + _MAGIC)
-    return tirx.Cast(dtype_of(zero), bits + tirx.Cast("int32", zero))
+    bits = tirx.reinterpret("int32", _inside(op, args, attrs) + _MAGIC)
+    return tirx.Cast(dtype_of(args[2]), bits + tirx.Cast("int32", args[2]))
 
 
 def _quotient(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
@@ -73,14 +118,13 @@ _SCALED = {"quantize": _quotient, "requantize": _product}
 def level(op: str, args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
     """The result of quantize or requantize less its zero point, as a float32: the same integer,
     without conversions to bytes and back."""
-    inside = _inside(_SCALED[op](args, attrs), args[2], attrs)
     # A variable in between, for TVM folds (a + c) − c.
-    return let(inside + _MAGIC, lambda sum_: sum_ - _MAGIC)
+    return let(_inside(op, args, attrs) + _MAGIC, lambda sum_: sum_ - _MAGIC)
 
 
 def quantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
     """saturate(round(x / scale) + zero)."""
-    return _saturated(_quotient(args, attrs), args[2], attrs)
+    return _saturated("quantize", args, attrs)
 
 
 def dequantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
@@ -99,7 +143,7 @@ def scaled(difference: PrimExpr, scale: PrimExpr, attrs: Attrs) -> PrimExpr:
 
 def requantize(args: Sequence[PrimExpr], attrs: Attrs) -> PrimExpr:
     """saturate(round(x · multiplier) + zero)."""
-    return _saturated(_product(args, attrs), args[2], attrs)
+    return _saturated("requantize", args, attrs)
 
 
 QUANTIZED: Mapping[str, Callable[[Sequence[PrimExpr], Attrs], PrimExpr]] = {

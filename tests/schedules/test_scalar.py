@@ -372,3 +372,31 @@ def test_what_is_quantized_and_dequantized_at_once_keeps_its_value(other):
     np.testing.assert_array_equal(run_candidate(candidate, workload, [x], AVX512), want)
     text = str(candidate.compute())
     assert ("reinterpret" in text) == other, "bytes are made only where they are needed"
+
+
+@pytest.mark.parametrize("scale", [0.37, 1 / 255, 2 / 255, 0.1, 3.3e-5, 7.77e20, 1.0, 2.0**-7])
+@pytest.mark.parametrize(("zero", "dtype"), [(0, "uint8"), (131, "uint8"), (-7, "int8")])
+def test_quantization_by_a_known_scale_rounds_as_a_division(scale, zero, dtype):
+    """At every tie, and within two last bits of each; for special values, too."""
+    step, bounds = F32(scale), np.iinfo(dtype)
+    ties = (np.arange(-300, 300, dtype=F32) + F32(0.5)) * step
+    near = [ties]
+    for direction in (-np.inf, np.inf):
+        last = ties
+        for _ in range(2):
+            last = np.nextafter(last, F32(direction))
+            near.append(last)
+    random = np.random.default_rng(1).uniform(-300, 300, 200_000).astype(F32) * step
+    x = np.concatenate([*near, random, whole_range()])
+    steps = (
+        Step("constant", (), (("dtype", "float32"), ("value", float(step)))),
+        Step("constant", (), (("dtype", dtype), ("value", zero))),
+        Step("quantize", (1, 2, 3), (("precision", "float32"),)),
+    )
+    sig = TensorSig(x.shape)
+    workload = Workload(Op("elementwise", (), sig), Epilogue((sig,), steps, dtype, (False,)))
+    with np.errstate(all="ignore"):
+        steps_of = np.where(np.isnan(x), -np.inf, x / step)
+    want = np.clip(np.rint(steps_of) + zero, bounds.min, bounds.max).astype(dtype)
+    found = run_candidate(elementwise.candidates(workload, AVX512)[0], workload, [x], AVX512)
+    np.testing.assert_array_equal(found, want)
