@@ -1,8 +1,9 @@
 """The scalar operations of quantized arithmetic as TIR expressions that vectorise.
 
 Their results are exact: the one quotient or product is rounded once to the precision it is asked
-in (see _known_quotient for machines without fused multiply-add), then to the nearest integer (ties to even), and only then saturated. NaN becomes the least
-value, as the maximum instruction of x86 makes it elsewhere too.
+in (see _known_quotient for machines without fused multiply-add), then to the nearest integer (ties
+to even), and only then saturated. NaN becomes the least value, as the maximum instruction
+of x86 makes it elsewhere too.
 """
 
 from __future__ import annotations
