@@ -86,7 +86,8 @@ def theirs(name: str) -> Quantizer:
 
             def get_next(self) -> Feeds | None:
                 batch = next(self._batches, None)
-                return None if batch is None else {**batch, **constants}
+                fixed = {name: np.asarray(value) for name, value in constants.items()}
+                return None if batch is None else {**batch, **fixed}
 
         methods = {
             "ort-minmax": CalibrationMethod.MinMax,
@@ -113,19 +114,26 @@ def theirs(name: str) -> Quantizer:
     return quantize
 
 
-def scores(path: Path, task: Task, seed: int, count: int) -> Array:
-    """The score of each held-out sample."""
+def decisions(path: Path, task: Task, seed: int, count: int) -> tuple[list[Any], list[Any]]:
+    """What a model decides for each held-out sample, and what is right (None: not known)."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    found = []
+    constants = {name: np.asarray(value) for name, value in (task.constants or {}).items()}
+    found, right = [], []
     for feeds, truth in task.samples(seed, count):
-        given = {**feeds, **(task.constants or {})}
+        given = {**feeds, **constants}
         outputs = session.run(names, {name: given[name] for name in wanted})
-        found.append(task.score(dict(zip(names, outputs, strict=True)), truth))
-    return np.asarray(found)
+        found.append(task.decide(dict(zip(names, outputs, strict=True))))
+        right.append(truth)
+    return found, right
+
+
+def scores(decided: Sequence[Any], right: Sequence[Any]) -> Array:
+    """1 for each right decision, 0 for the others."""
+    return np.asarray([float(a == b) for a, b in zip(decided, right, strict=True)])
 
 
 def interval(differences: Array) -> tuple[float, float]:
@@ -148,7 +156,9 @@ def measure(
             return None
         for seed in seeds:
             data = task.calibration(seed)
-            found["float32"].append(scores(model, task, seed, count))
+            exact, truths = decisions(model, task, seed, count)
+            right = [a if b is None else b for a, b in zip(exact, truths, strict=True)]
+            found["float32"].append(scores(exact, right))
             for variant in variants:
                 if variant in failures:
                     continue
@@ -158,26 +168,26 @@ def measure(
                 try:
                     quantizer(model, data, out, task.constants or {})
                     seconds[variant] += time.perf_counter() - started
-                    found[variant].append(scores(out, task, seed, count))
+                    found[variant].append(scores(decisions(out, task, seed, count)[0], right))
                 except Exception as error:
                     failures[variant] = f"{type(error).__name__}: {str(error)[:300]}"
                     continue
                 mean = found[variant][-1].mean()
                 console.print(f"{task.name} seed {seed} {variant}: {mean:.4f}", highlight=False)
     joined = {name: np.concatenate(each) for name, each in found.items() if each}
-    exact = joined["float32"]
+    reference = joined["float32"]
     rows = {}
     for name, each in joined.items():
         if name in failures:
             continue
         rows[name] = {
             "score": float(each.mean()),
-            "against float32": interval(each - exact),
+            "against float32": interval(each - reference),
             "against ours": interval(joined[variants[0]] - each),
             "seconds to quantize": seconds.get(name, 0.0) / len(seeds),
         }
     return {
-        "score": task.score_name, "samples": len(exact), "rows": rows, "failures": failures
+        "score": task.score_name, "samples": len(reference), "rows": rows, "failures": failures
     }  # fmt: skip
 
 

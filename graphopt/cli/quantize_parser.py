@@ -37,10 +37,15 @@ def add_flags(parser: Any) -> None:
 def _ranges(parser: Any) -> None:
     parser.add_argument(
         "--method",
-        choices=("min-max", "moving-average", "percentile", "entropy", "mse"),
-        help="how ranges of activations follow from the data",
+        choices=("mse", "min-max", "moving-average", "percentile", "entropy"),
+        help="how ranges of activations follow from the data (default: mse)",
     )
-    parser.add_argument("--percentile", type=float, metavar="P", help="in percent, for --method")
+    parser.add_argument(
+        "--percentile",
+        type=float,
+        metavar="P",
+        help="percent of the values that --method percentile keeps in range (default: 99.999)",
+    )
     parser.add_argument("--activations", choices=("uint8", "int8"), help="(default: uint8)")
     parser.add_argument("--io-type", choices=("uint8", "int8"), help="integer inputs and outputs")
 

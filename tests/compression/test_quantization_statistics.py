@@ -53,7 +53,7 @@ def test_every_value_is_in_its_bin(values: np.ndarray) -> None:
     if not sizes.size:
         assert found.limit == 0
         return
-    assert found.limit / 2 < sizes.max() <= found.limit
+    assert found.limit / 2 <= sizes.max() < found.limit
     edges = np.linspace(0, found.limit, BINS + 1)
     expected, _ = np.histogram(sizes.astype(np.float64), edges)
     np.testing.assert_array_equal(found.counts, expected)

@@ -38,8 +38,9 @@ class QuantizationConfig:
     Attributes:
         activations: "uint8", "int8", or None to quantize weights only.
         activation_symmetric: a zero point in the middle instead of one that fits the range.
-        method: how ranges of activations follow from calibration data: "min-max",
-            "moving-average" of the batches' extremes, "percentile", "entropy" or "mse".
+        method: how ranges of activations follow from calibration data: "mse" (least squared
+            error), "min-max", "moving-average" of the batches' extremes, "percentile" or
+            "entropy".
         percentile: share of the values, in percent, that method "percentile" keeps in range.
         weights: "linear"; "k-means" or "power-of-two" (a table of 2^weight_bits values, weights
             only); "float16" or "bfloat16" (weights only, stored in 16 bits).
@@ -62,8 +63,8 @@ class QuantizationConfig:
 
     activations: str | None = "uint8"
     activation_symmetric: bool = False
-    method: str = "min-max"
-    percentile: float = 99.99
+    method: str = "mse"
+    percentile: float = 99.999
     weights: str = "linear"
     weight_bits: int = 8
     weight_symmetric: bool = True

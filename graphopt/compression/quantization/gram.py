@@ -47,7 +47,7 @@ def from_matrices(matrices: Array, weight: Array, group: Group) -> Array:
     if group.op == "Conv":
         return np.asarray(matrices.reshape(weight.shape))
     moved = np.moveaxis(weight, group.axis, 0).shape
-    return np.moveaxis(matrices.reshape(moved), 0, group.axis)
+    return np.asarray(np.moveaxis(matrices.reshape(moved), 0, group.axis))
 
 
 def layers(

@@ -16,10 +16,10 @@ BINS = 4096
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of the magnitudes in (0, limit], in bins of equal width.
+    """Counts of the magnitudes in (0, limit), in bins of equal width.
 
-    The limit is a power of two, the least one that holds all values: so the result does not
-    depend on the order in which values came (but for rounding at the bins' edges).
+    The limit is the least power of two above all values: so the result does not depend on the
+    order in which values came.
     """
 
     limit: float
@@ -59,7 +59,7 @@ class Accumulator:
         """Count values above 0, float32 or float64 of any shape."""
         if magnitudes.size == 0:
             return
-        exponent = _exponent_above(float(magnitudes.max()))
+        exponent = math.frexp(float(magnitudes.max()))[1]
         if self._exponent is None:
             self._exponent = exponent
         while self._exponent < exponent:
@@ -76,9 +76,3 @@ class Accumulator:
         """What was counted so far."""
         limit = 0.0 if self._exponent is None else math.ldexp(1.0, self._exponent)
         return Histogram(limit, self._counts.copy())
-
-
-def _exponent_above(value: float) -> int:
-    """The least e with value ≤ 2^e."""
-    fraction, exponent = math.frexp(value)
-    return exponent - 1 if fraction == 0.5 else exponent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +30,10 @@ from graphopt.frontend.shapes import dimensions
 
 log = logging.getLogger(__name__)
 
+_EFFECT_SECONDS = 60.0
+"""Time, about, for finding out what each layer costs alone."""
 _EFFECT_RUNS = 400
-"""Runs, at most, that find out what each layer costs alone."""
+"""Runs for it, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,11 @@ def quantize_model(
         internal = apply(found.base, found.plan, integer_io=False)
         measurements = measure(run, found.base, internal, found.plan, samples.kept)
         costs = _effects(run, found.base, found.plan, samples.kept)
+        if not costs:
+            warnings.append(
+                "layers were not quantized one at a time, which takes more than a minute here: "
+                "the first line of the report follows from the noise behind each layer."
+            )
     report = make_report(
         found.base,
         final,
@@ -156,9 +164,19 @@ def _check(data: Data | None, config: QuantizationConfig, metric: Metric | None)
 def _effects(
     run: Run, base: OnnxModel, plan: Plan, kept: Sequence[Mapping[str, Array]]
 ) -> dict[str, float]:
-    """What each layer costs alone, on as many batches as there is time for."""
+    """What each layer costs alone, on as many batches as there is time for, {} for none."""
     graph, switches = Graph(base), switched(base, plan)
     outputs = [name for name in graph.outputs if graph.is_float(name)]
-    count = max(1, _EFFECT_RUNS // (len(switches.layers) + 1))
+    if not outputs:
+        return {}
+    feeds = switches.feeds(kept[0], ())
+    run(switches.model, feeds, outputs)  # what runs it may have to compile it first
+    started = time.perf_counter()
+    run(switches.model, feeds, outputs)
+    seconds = time.perf_counter() - started
+    runs = min(_EFFECT_RUNS, int(_EFFECT_SECONDS / max(seconds, 1e-6)))
+    count = runs // (len(switches.layers) + 1)
+    if count == 0 and seconds * len(switches.layers) < _EFFECT_SECONDS:
+        count = 1  # many layers, and there is time for one batch
     log.info("quantizing %d layers one at a time", len(switches.layers))
-    return effects(run, switches, outputs, kept[:count]) if outputs else {}
+    return effects(run, switches, outputs, kept[:count]) if count else {}
