@@ -49,11 +49,11 @@ def test_quantize_writes_the_model_and_the_report(cli: Run, model: Path) -> None
     page = model.with_name("r.html")
     code, shown, _ = cli(
         "quantize", model, "-o", out, "--calibration", data, "--report", page, "--threads", 1,
-        "--method", "mse", "--exclude", "stem", "--weight-bits", "7",
+        "--method", "entropy", "--exclude", "stem", "--weight-bits", "7",
     )  # fmt: skip
     assert code == OK
     assert "Most accuracy is lost in" in shown.splitlines()[0]
-    assert "method=mse" in shown
+    assert "method=entropy" in shown
     assert "left in float by option exclude" in shown
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert {node.op_type for node in onnx.load(out).graph.node} >= {"QuantizeLinear"}
