@@ -58,7 +58,7 @@ def _initial(rng: np.random.Generator) -> list[Array]:
         inputs = 1 if kind == "depthwise" else cin
         size = np.sqrt(2 / (inputs * kernel * kernel))
         found += [rng.standard_normal((cout, inputs, kernel * kernel)) * size, np.zeros(cout)]
-    found += [rng.standard_normal((24, 10)) * 0.2, np.zeros(10)]
+    found += [rng.standard_normal((24 * 16, 10)) * 0.05, np.zeros(10)]
     return [array.astype(np.float32) for array in found]
 
 
@@ -73,7 +73,7 @@ def _forward(x: Array, weights: list[Array]) -> tuple[Array, list[Any]]:
         y = np.einsum(form, patches, w, optimize=True) + bias[:, None, None]
         x = np.maximum(y, 0)
         kept.append((patches, x))
-    pooled = x.mean(axis=(2, 3))
+    pooled = x.reshape(len(x), 24, 4, 2, 4, 2).mean(axis=(3, 5)).reshape(len(x), -1)
     kept.append(pooled)
     return pooled @ weights[-2] + weights[-1], kept
 
@@ -81,8 +81,9 @@ def _forward(x: Array, weights: list[Array]) -> tuple[Array, list[Any]]:
 def _backward(error: Array, weights: list[Array], kept: list[Any]) -> list[Array]:
     pooled = kept[-1]
     grads = [pooled.T @ error, error.sum(axis=0)]
-    area = kept[-2][1].shape[2] * kept[-2][1].shape[3]
-    flow = np.broadcast_to((error @ weights[-2].T)[:, :, None, None] / area, kept[-2][1].shape)
+    pooled_flow = (error @ weights[-2].T).reshape(-1, 24, 4, 1, 4, 1) / 4
+    wide = np.broadcast_to(pooled_flow, (len(error), 24, 4, 2, 4, 2))
+    flow = wide.reshape(kept[-2][1].shape)
     for place in range(len(_LAYERS) - 1, -1, -1):
         kind, _, _, kernel = _LAYERS[place]
         patches, y = kept[place]
@@ -99,7 +100,7 @@ def _backward(error: Array, weights: list[Array], kept: list[Any]) -> list[Array
 
 
 def train(images: Array, digits: Array, seed: int = 0, epochs: int = 40) -> list[Array]:
-    """Weights after Adam (Kingma and Ba, 2015) with shifted copies of the images."""
+    """Weights after Adam (Kingma and Ba, 2015) with shifted and noisy copies of the images."""
     rng = np.random.default_rng(seed)
     weights = _initial(rng)
     first = [np.zeros_like(w) for w in weights]
@@ -109,6 +110,7 @@ def train(images: Array, digits: Array, seed: int = 0, epochs: int = 40) -> list
         rate = 0.01 * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
         for chosen in rng.permutation(len(images)).reshape(-1, batch):
             x = np.roll(images[chosen], rng.integers(-1, 2, 2), axis=(2, 3))
+            x = (x + rng.normal(0, 0.1, x.shape)).astype(np.float32)
             logits, kept = _forward(x, weights)
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
             error = odds / odds.sum(axis=1, keepdims=True)
@@ -147,7 +149,11 @@ def export(weights: list[Array]) -> onnx.ModelProto:
     tensors += [
         numpy_helper.from_array(w, n) for w, n in zip(weights[-2:], ("wh", "bh"), strict=True)
     ]
-    nodes.append(helper.make_node("GlobalAveragePool", [x], ["pooled"], "pool"))
+    nodes.append(
+        helper.make_node(
+            "AveragePool", [x], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]
+        )
+    )
     nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"))
     nodes.append(helper.make_node("Gemm", ["flat", "wh", "bh"], ["logits"], "head"))
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])
