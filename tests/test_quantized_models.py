@@ -164,6 +164,12 @@ def clip6(net: Net, x: str) -> str:
     return net.node("Clip", x, *bounds)
 
 
+def paired_silu(net: Net, x: str) -> str:
+    """As exporters quantize it: before the sigmoid, behind it and behind the product."""
+    x = net.dq(net.q(x, 0.0391, 100), 0.0391, 100)
+    return net.node("Mul", x, net.dq(net.q(net.node("Sigmoid", x), 1 / 255, 0), 1 / 255, 0))
+
+
 ACTIVATIONS = {
     "none": lambda _net, x: x,
     "relu": lambda net, x: net.node("Relu", x),
@@ -174,6 +180,7 @@ ACTIVATIONS = {
     "silu": silu,
     "tanh": lambda net, x: net.node("Tanh", x),
     "gelu": lambda net, x: net.node("Gelu", x),
+    "pairs in silu": paired_silu,
     "pair, then silu": lambda net, x: silu(net, net.dq(net.q(x, 0.0391, 100), 0.0391, 100)),
 }
 
@@ -186,6 +193,14 @@ def test_activations_join_the_convolution(name):
     report = check(chain(body, IMAGE, (2, 16, 9, 10))())
     assert families(report) == ["conv_integer"]
     assert report.floats == ()
+
+
+def test_a_float_bias_and_two_pairs():
+    def body(net, x):
+        bias = net.constant(net.rng.uniform(-1, 1, 16).astype("f4"))
+        return paired_silu(net, net.node("Conv", x, net.weight(16, 8, 1, 1), bias))
+
+    assert families(check(chain(body, IMAGE, (2, 16, 9, 10))())) == ["conv_integer"]
 
 
 @pytest.mark.parametrize("paired", [False, True], ids=["", "conv quantized"])
