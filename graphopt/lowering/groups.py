@@ -99,7 +99,8 @@ def _absorb(
         region = _pointwise_region(dataflow, users, kept, value)
         if not region or taken.intersection(region):
             return members
-        if sum(_weight(dataflow.operations[m]) for m in members + region) > MAX_STEPS:
+        operations = [dataflow.operations[m] for m in members + region]
+        if sum(map(_weight, operations)) > MAX_STEPS and not _only_rounds(dataflow, region):
             return members
         if _operands(dataflow, members + region) > MAX_OPERANDS:
             return members
@@ -109,10 +110,18 @@ def _absorb(
 
 
 def _weight(operation: Operation) -> int:
-    """How many steps an operation counts for: a rounding is several, and best ends a kernel, for
-    what it leaves is a quarter of the bytes."""
+    """How many steps an operation counts for: a rounding is several."""
+    return 6 if _rounds(operation) else 1
+
+
+def _only_rounds(dataflow: Dataflow, region: list[int]) -> bool:
+    """Whether it is one rounding: that ends any kernel well, for it leaves a quarter of the bytes."""
+    return len(region) == 1 and _rounds(dataflow.operations[region[0]])
+
+
+def _rounds(operation: Operation) -> bool:
     action = operation.action
-    return 6 if isinstance(action, Pointwise) and action.op in ("quantize", "requantize") else 1
+    return isinstance(action, Pointwise) and action.op in ("quantize", "requantize")
 
 
 def _pointwise_region(
