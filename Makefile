@@ -18,7 +18,7 @@ demo: setup
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
 test: setup cross-tools
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: setup cross-tools
 	@$(BIN)/python -m pytest -m slow $(ARGS)
