@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from graphopt.inspection import inspect as inspect
     from graphopt.loaded import LoadedModel as LoadedModel
     from graphopt.loaded import load as load
+    from graphopt.protecting import SignatureCheck as SignatureCheck
+    from graphopt.protecting import check_signature as check_signature
+    from graphopt.protecting import encrypt as encrypt
+    from graphopt.protecting import sign as sign
     from graphopt.quantizing import QuantizationResult as QuantizationResult
     from graphopt.quantizing import quantize as quantize
     from graphopt.target import TargetSpec as TargetSpec
@@ -53,14 +57,18 @@ _HOME = {
     "QuantizationConfig": "graphopt.compression.quantization.config",
     "QuantizationReport": "graphopt.compression.quantization.report",
     "QuantizationResult": "graphopt.quantizing",
+    "SignatureCheck": "graphopt.protecting",
     "TargetSpec": "graphopt.target",
     "TensorSpec": "graphopt.codegen.plan",
     "TuningError": "graphopt.errors",
     "Verification": "graphopt.verification",
+    "check_signature": "graphopt.protecting",
     "compile": "graphopt.api",
+    "encrypt": "graphopt.protecting",
     "inspect": "graphopt.inspection",
     "load": "graphopt.loaded",
     "quantize": "graphopt.quantizing",
+    "sign": "graphopt.protecting",
     "tune": "graphopt.autotuning",
     "verify": "graphopt.verification",
 }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from graphopt.artifact import bundle
 from graphopt.artifact.bundle import Artifact
+from graphopt.artifact.encryption import secret_from
+from graphopt.artifact.signature import trusted_key
 from graphopt.bundling import parts, specialisations_of
 from graphopt.codegen.plan import TensorSpec
 from graphopt.errors import ArtifactError, InputError, OptionError
@@ -36,18 +38,28 @@ Array = np.ndarray[Any, Any]
 log = logging.getLogger(__name__)
 
 
-def load(source: str | os.PathLike[str] | bytes, threads: int | None = None) -> LoadedModel:
+def load(
+    source: str | os.PathLike[str] | bytes,
+    threads: int | None = None,
+    *,
+    trusted_keys: Sequence[str | os.PathLike[str] | bytes] = (),
+    key_file: str | os.PathLike[str] | bytes | None = None,
+    passphrase: str | None = None,
+) -> LoadedModel:
     """Load a program saved by CompiledModel.save, from a path or from bytes. Compiles nothing.
 
     Args:
         threads: workers that share one run; None for as many as it was compiled for, or the
             machine's physical cores where those are fewer.
+        trusted_keys: public keys (PEM files, or their content): the program is refused unless one
+            of them has signed it, and before its weights are read.
+        key_file, passphrase: what the program is encrypted with.
 
     Raises:
-        ArtifactError: unreadable, truncated, altered, of a foreign version, or this machine lacks
-            a CPU feature that the code needs.
-        OptionError: threads is not a whole number above 0. More than the program was compiled for
-            are not used, and a warning is logged.
+        ArtifactError: unreadable, truncated, altered, of a foreign version, not signed by a trusted
+            key, encrypted with another, or this machine lacks a CPU feature that the code needs.
+        OptionError: threads is not a whole number above 0, or a key is missing or unusable. More
+            threads than the program was compiled for are not used, and a warning is logged.
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         raise OptionError("load", f"give a path or bytes, not {type(source).__name__}.")
@@ -58,7 +70,8 @@ def load(source: str | os.PathLike[str] | bytes, threads: int | None = None) -> 
             hint="compile it first: graphopt compile MODEL.onnx -o FILE.gopt",
         )
     data = source if isinstance(source, (str, os.PathLike)) else bytes(source)
-    return LoadedModel(bundle.load(data), threads)
+    trusted = [trusted_key(key) for key in _several(trusted_keys)]
+    return LoadedModel(bundle.load(data, trusted, secret_from(key_file, passphrase)), threads)
 
 
 class LoadedModel:
@@ -168,6 +181,11 @@ class LoadedModel:
                 hint=f"it has: {'; '.join(self.specialisations)}. Others need another compile().",
             )
         return self._sessions.get(key, lambda: open_session(item, self._workers))
+
+
+def _several(keys: Any) -> Sequence[Any]:
+    """One key given alone counts as a list of one: no key at all would mean that all is trusted."""
+    return [keys] if isinstance(keys, (str, bytes, os.PathLike)) else list(keys or ())
 
 
 def _threads(wanted: int | None, item: AnyProgram) -> int:

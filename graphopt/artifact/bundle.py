@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hmac import compare_digest
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,26 +15,22 @@ from graphopt.artifact import manifest as manifest_json
 from graphopt.artifact.atomic import replacing
 from graphopt.artifact.container import (
     MANIFEST,
-    SEAL_BYTES,
     SEAL_MAGIC,
-    SIGNATURE_BYTES,
     UNSEALED_BYTES,
     WEIGHTS,
-    Layout,
     Member,
     layout,
     module_name,
-    read_directory,
-    read_layout,
 )
-from graphopt.artifact.digest import DIGEST_BYTES, tree_digest
+from graphopt.artifact.digest import tree_digest
+from graphopt.artifact.encryption import Cipher, Secret, new_encryption
 from graphopt.artifact.machine import require_fit, unfit_reason
 from graphopt.artifact.manifest import Manifest
+from graphopt.artifact.reading import Sealed, hash_threads, read_sealed
+from graphopt.artifact.signature import UNSIGNED, Sign
 from graphopt.errors import ArtifactError
 
 _ALIGNMENT = 64
-_TAIL_BYTES = 1 << 10  # more than the end records and the seal
-_MAX_HASH_THREADS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +40,7 @@ class Artifact:
     Attributes:
         manifest: what is inside.
         modules: entry i's shared library, a private copy of the verified bytes.
-        weights: uint8 [n], read-only, 64-byte aligned.
+        weights: uint8 [n], read-only, 64-byte aligned; mapped from the file unless encrypted.
         digest: hexadecimal digest of the whole file.
     """
 
@@ -77,6 +70,8 @@ def save(
     manifest: Manifest,
     modules: Sequence[bytes],
     weights: NDArray[Any] | bytes,
+    secret: Secret | None = None,
+    encrypt_modules: bool = True,
 ) -> str:
     """Write a `.gopt` and return its digest (hexadecimal). Same parts, same bytes.
 
@@ -84,11 +79,14 @@ def save(
         path: replaced atomically.
         modules: one shared library per entry of the manifest.
         weights: all entries' weights, contiguous, any dtype.
+        secret: encrypts the weights and, unless `encrypt_modules` is False, the modules. Then the
+            bytes differ each time.
 
     Raises:
         ArtifactError: the file cannot be written (an old one stays), or the parts contradict.
+        OptionError: there is a secret, and the `cryptography` package is missing.
     """
-    parts, digest = _seal(manifest, modules, weights)
+    parts, digest = _seal(manifest, modules, weights, secret, encrypt_modules)
     with replacing(path, "save") as file:
         for part in parts:
             file.write(part)
@@ -100,8 +98,25 @@ def to_bytes(manifest: Manifest, modules: Sequence[bytes], weights: NDArray[Any]
     return b"".join(_seal(manifest, modules, weights)[0])
 
 
+def sign(source: str | os.PathLike[str], output: str | os.PathLike[str], sign: Sign) -> None:
+    """Write the file again with a signature, which replaces one that it has.
+
+    Raises:
+        ArtifactError: the file is damaged or altered, or `output` cannot be written.
+    """
+    sealed = read_sealed(source)
+    with replacing(output, "sign") as file:
+        for part in (sealed.head, sealed.weights, sealed.tail[:-UNSEALED_BYTES]):
+            file.write(part)
+        file.write(sign(sealed.signed) + sealed.digest)
+
+
 def _seal(
-    manifest: Manifest, modules: Sequence[bytes], weights: NDArray[Any] | bytes
+    manifest: Manifest,
+    modules: Sequence[bytes],
+    weights: NDArray[Any] | bytes,
+    secret: Secret | None = None,
+    encrypt_modules: bool = True,
 ) -> tuple[list[memoryview], str]:
     """The file in pieces, and its digest."""
     if len(modules) != len(manifest.entries):
@@ -110,11 +125,15 @@ def _seal(
         )
     flat = memoryview(weights if isinstance(weights, bytes) else _as_bytes(weights).data)
     _check_weights(manifest, flat.nbytes, "save")
-    contents = [
-        memoryview(manifest_json.encode(manifest)),
-        *(memoryview(module) for module in modules),
-        flat,
-    ]
+    encryption = None if secret is None else new_encryption(secret, encrypt_modules)
+    described = manifest_json.encode(replace(manifest, encryption=encryption))
+    contents = [*(memoryview(module) for module in modules), flat]
+    if encryption is not None:
+        cipher = Cipher(secret, encryption, described)
+        first = 0 if encryption.modules else len(modules)
+        for index in range(first, len(contents)):
+            contents[index] = memoryview(cipher.encrypted(index, contents[index]))
+    contents = [memoryview(described), *contents]
     names = [MANIFEST, *(module_name(i) for i in range(len(modules))), WEIGHTS]
     plan = layout(
         [
@@ -128,102 +147,80 @@ def _seal(
         for part in (memoryview(header), content)
     ]
     parts.append(memoryview(plan.directory + SEAL_MAGIC))
-    digest = tree_digest(parts, _hash_threads())
-    return [*parts, memoryview(bytes(SIGNATURE_BYTES) + digest)], digest.hex()
+    digest = tree_digest(parts, hash_threads())
+    return [*parts, memoryview(UNSIGNED + digest)], digest.hex()
 
 
-def load(source: str | os.PathLike[str] | bytes) -> Artifact:
-    """Read and verify a `.gopt`, given as a path or as its bytes.
-
-    From a path the weights are mapped privately and shared with other processes' page cache: do
-    not change the file in place while it is in use (saving replaces files, which is safe).
-    Modules, manifest and all structure are private copies, and those copies are what is verified.
+def load(
+    source: str | os.PathLike[str] | bytes,
+    trusted: Sequence[bytes] = (),
+    secret: Secret | None = None,
+) -> Artifact:
+    """Read and verify a `.gopt` for this machine, as read().
 
     Raises:
-        ArtifactError: unreadable, truncated, altered, of another version, or no entry can run on
-            this machine.
+        ArtifactError: as read(), or no entry can run on this machine.
+        OptionError: as read().
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        size, buffer = _from_bytes(source)
-    else:
-        size, buffer = _from_file(source)
-    directory_offset = read_directory(size, bytes(buffer[max(0, size - _TAIL_BYTES) :]))
-    tail = bytes(buffer[directory_offset:])
-    found = read_layout(directory_offset, tail)
-    weights_at = found.offsets[-1]
-    head = bytes(buffer[:weights_at])
-    weights = buffer[weights_at:directory_offset]
-    digest = _verify(head, weights, tail, found)
-
-    views = [memoryview(head)[start:][: member.size] for start, member in _inner(found)]
-    manifest = manifest_json.decode(bytes(views[0]))
-    if len(views) - 1 != len(manifest.entries):
-        raise ArtifactError(
-            "load", f"The file has {len(views) - 1} modules for {len(manifest.entries)} entries."
-        )
-    _check_weights(manifest, len(weights), "load")
-    reasons = [unfit_reason(entry.architecture, entry.features) for entry in manifest.entries]
+    artifact = read(source, trusted, secret)
+    entries = artifact.manifest.entries
+    reasons = [unfit_reason(entry.architecture, entry.features) for entry in entries]
     if reasons and all(reasons):
         raise ArtifactError(
             "load",
             "The program cannot run here: " + "; ".join(dict.fromkeys(filter(None, reasons))) + ".",
             hint="Compile the model for this machine.",
         )
-    return Artifact(manifest, tuple(views[1:]), _aligned(weights), digest.hex())
+    return artifact
 
 
-def _verify(head: bytes, weights: memoryview, tail: bytes, found: Layout) -> bytes:
-    for header, offset in zip(found.headers, found.offsets, strict=True):
-        if head[offset - len(header) : offset] != header:
-            raise ArtifactError("load", "The file is refused: a member's header is altered.")
-    if any(tail[-UNSEALED_BYTES:-DIGEST_BYTES]):
+def read(
+    source: str | os.PathLike[str] | bytes,
+    trusted: Sequence[bytes] = (),
+    secret: Secret | None = None,
+) -> Artifact:
+    """Read and verify a `.gopt` for any machine, given as a path or as its bytes.
+
+    From a path the weights are mapped privately and shared with other processes' page cache,
+    unless they are encrypted: do not change the file in place while it is in use (saving replaces
+    files, which is safe). Modules, manifest and all structure are private copies, and those copies
+    are what is verified.
+
+    Args:
+        trusted: public keys, 32 bytes each; if there are any, one of them must have signed.
+        secret: of an encrypted file.
+
+    Raises:
+        ArtifactError: unreadable, truncated, altered, not signed by a trusted key, or of another
+            version.
+        OptionError: the file is encrypted and the secret is missing or of the other kind.
+    """
+    sealed = read_sealed(source, trusted)
+    described, *modules = sealed.members()
+    manifest = manifest_json.decode(bytes(described))
+    if len(modules) != len(manifest.entries):
         raise ArtifactError(
-            "load",
-            "The file carries a signature, which this version of graphopt cannot check.",
-            hint="Use the graphopt version that signed it, or an unsigned file.",
+            "load", f"The file has {len(modules)} modules for {len(manifest.entries)} entries."
         )
-    sealed = memoryview(tail)[:-UNSEALED_BYTES]
-    digest = tree_digest([memoryview(head), weights, sealed], _hash_threads())
-    if not compare_digest(digest, tail[-DIGEST_BYTES:]):
-        raise ArtifactError(
-            "load",
-            "The file is refused: its content does not match its digest; it is damaged or altered.",
-            hint="Get or compile the file again.",
-        )
-    return digest
+    modules, weights = _opened(sealed, manifest, bytes(described), modules, secret)
+    _check_weights(manifest, len(weights), "load")
+    return Artifact(manifest, tuple(modules), weights, sealed.digest.hex())
 
 
-def _inner(found: Layout) -> list[tuple[int, Member]]:
-    """All members but the weights, which come last."""
-    return list(zip(found.offsets, found.members, strict=True))[:-1]
-
-
-def _from_bytes(source: bytes | bytearray | memoryview) -> tuple[int, memoryview]:
-    view = memoryview(source)
-    if not view.contiguous:
-        raise ArtifactError("load", "The bytes of the file are not contiguous in memory.")
-    # A private copy: what the caller does to a mutable buffer later must not matter.
-    view = memoryview(source if isinstance(source, bytes) else view.tobytes())
-    return len(view), view
-
-
-def _from_file(path: str | os.PathLike[str]) -> tuple[int, memoryview]:
-    try:
-        # Not blocking: opening a FIFO would wait for a writer.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise ArtifactError("load", f"{os.fspath(path)} is not a regular file.")
-            if status.st_size < SEAL_BYTES:
-                raise ArtifactError("load", f"{os.fspath(path)} is truncated or not a .gopt.")
-            mapping = mmap.mmap(handle, status.st_size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        finally:
-            os.close(handle)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArtifactError("load", f"Cannot read {os.fspath(path)}: {reason}.") from error
-    return status.st_size, memoryview(mapping)
+def _opened(
+    sealed: Sealed,
+    manifest: Manifest,
+    described: bytes,
+    modules: list[memoryview],
+    secret: Secret | None,
+) -> tuple[list[memoryview], NDArray[np.uint8]]:
+    """Modules and weights, decrypted where they are encrypted."""
+    if manifest.encryption is None:
+        return modules, _aligned(sealed.weights)
+    cipher = Cipher(secret, manifest.encryption, described)
+    if manifest.encryption.modules:
+        modules = [cipher.decrypted(i, m).data for i, m in enumerate(modules)]
+    return modules, cipher.decrypted(len(modules), sealed.weights)
 
 
 def _as_bytes(weights: NDArray[Any]) -> NDArray[np.uint8]:
@@ -250,7 +247,3 @@ def _aligned(weights: memoryview) -> NDArray[np.uint8]:
         copy.flags.writeable = False
         return copy
     return array
-
-
-def _hash_threads() -> int:
-    return min(_MAX_HASH_THREADS, len(os.sched_getaffinity(0)))

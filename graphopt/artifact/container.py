@@ -7,7 +7,7 @@ Field layouts are from PKWARE's APPNOTE 6.3.10, sections 4.3 to 4.5.
 
 The zip's comment, the last bytes of the file, is the seal:
 
-    magic (8) | signature (96, reserved, zeros) | digest (32) of all bytes before the signature
+    magic (8) | signature (96, zeros without one) | digest (32) of all bytes before the signature
 """
 
 from __future__ import annotations

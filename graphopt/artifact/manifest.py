@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.artifact import strict_json as sj
+from graphopt.artifact.encryption import CIPHER, SALT_BYTES, Encryption
 from graphopt.artifact.host_json import host_from_json, host_to_json
 from graphopt.artifact.plan_json import (
     bound_from_json,
@@ -21,7 +22,7 @@ from graphopt.codegen.host_program import HostProgram
 from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
 from graphopt.errors import ArtifactError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the manifest. A reader refuses every other one."""
 
 ABI = 1
@@ -84,6 +85,7 @@ class Manifest:
         versions: package → version that made the file ("graphopt", "tvm", "tvm_ffi").
         report: passes, kernels and warnings; any JSON object.
         hosts: host programs. Entries and hosts that are no part of a segment specialise the model.
+        encryption: how weights and modules are encrypted, if they are.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -92,6 +94,7 @@ class Manifest:
     versions: Mapping[str, str]
     report: Mapping[str, Any]
     hosts: tuple[Host, ...] = ()
+    encryption: Encryption | None = None
 
     def root_entries(self) -> tuple[int, ...]:
         """Entries that are no part of a segment."""
@@ -119,10 +122,7 @@ def encode(manifest: Manifest) -> bytes:
         "hosts": [_host_to_json(host) for host in manifest.hosts],
         "versions": dict(manifest.versions),
         "report": manifest.report,
-        # Reserved: key id and algorithm of the signature (its bytes go into the seal at the end
-        # of the file), and the scheme by which members are encrypted.
-        "signature": None,
-        "encryption": None,
+        "encryption": _encryption_to_json(manifest.encryption),
     }
     try:
         text = json.dumps(
@@ -167,12 +167,9 @@ def decode(text: bytes) -> Manifest:
             "hosts",
             "versions",
             "report",
-            "signature",
             "encryption",
         ),
     )
-    sj.empty(document["signature"], "$.signature")
-    sj.empty(document["encryption"], "$.encryption")
     versions = document["versions"]
     if not isinstance(versions, dict):
         raise sj.refuse("$.versions", "expected an object")
@@ -185,6 +182,7 @@ def decode(text: bytes) -> Manifest:
         versions={name: sj.text(text, f"$.versions.{name}") for name, text in versions.items()},
         report=document["report"],
         hosts=sj.items(document["hosts"], "$.hosts", _host_from_json),
+        encryption=_encryption_from_json(document["encryption"], "$.encryption"),
     )
     _check_parts(manifest)
     roots = [
@@ -282,6 +280,31 @@ def _host_from_json(value: Any, where: str) -> Host:
         sj.items(fields["bound"], f"{where}.bound", bound_from_json),
         sj.items(fields["segments"], f"{where}.segments", parts),
     )
+
+
+def _encryption_to_json(encryption: Encryption | None) -> dict[str, Any] | None:
+    if encryption is None:
+        return None
+    return {
+        "cipher": CIPHER,
+        "key": encryption.key,
+        "salt": encryption.salt.hex(),
+        "modules": encryption.modules,
+    }
+
+
+def _encryption_from_json(value: Any, where: str) -> Encryption | None:
+    if value is None:
+        return None
+    fields = sj.record(value, where, ("cipher", "key", "salt", "modules"))
+    if fields["cipher"] != CIPHER:
+        raise sj.refuse(f"{where}.cipher", f"it is not {CIPHER}")
+    kind, salt = fields["key"], sj.text(fields["salt"], f"{where}.salt")
+    if kind not in ("passphrase", "key-file"):
+        raise sj.refuse(f"{where}.key", "it is neither 'passphrase' nor 'key-file'")
+    if len(salt) != 2 * SALT_BYTES or set(salt) - set("0123456789abcdef"):
+        raise sj.refuse(f"{where}.salt", f"it is not {SALT_BYTES} bytes in hexadecimal")
+    return Encryption(kind, bytes.fromhex(salt), sj.flag(fields["modules"], f"{where}.modules"))
 
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:

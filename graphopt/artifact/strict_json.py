@@ -88,11 +88,5 @@ def amount(value: Any, where: str) -> float:
     return number
 
 
-def empty(value: Any, where: str) -> None:
-    """A field that is reserved: null, and nothing else in this version."""
-    if value is not None:
-        raise refuse(where, "the field is reserved and must be null in this version")
-
-
 def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__

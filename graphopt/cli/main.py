@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from graphopt.cli import log_verbs, quantize_verb, tune_verb, verbs
+from graphopt.cli import key_verbs, log_verbs, quantize_verb, tune_verb, verbs
 from graphopt.cli.parser import make_parser
 from graphopt.cli.progress import logged
 from graphopt.errors import GraphoptError
@@ -20,12 +20,15 @@ WRONG_USAGE, DEFECT, INTERRUPTED = 2, 3, 130
 _VERBS = {
     "bench": verbs.bench,
     "cache": verbs.cache,
+    "check-signature": key_verbs.check_signature,
     "compile": verbs.compile,
+    "encrypt": key_verbs.encrypt,
     "inspect": verbs.inspect,
     "logs": log_verbs.logs,
     "profile": verbs.profile,
     "quantize": quantize_verb.quantize,
     "run": verbs.run,
+    "sign": key_verbs.sign,
     "tune": tune_verb.tune,
     "rpc-server": tune_verb.rpc_server,
     "verify": verbs.verify,

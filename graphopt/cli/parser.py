@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from graphopt import __version__
-from graphopt.cli import log_parser, options, quantize_parser
+from graphopt.cli import key_parser, log_parser, options, quantize_parser
 
 _SHAPE_HELP = (
     "shape of an input whose dimensions the model leaves open, such as --shape x=1,3,224,224; "
@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     _verify(verbs)
     _profile(verbs)
     _bench(verbs)
+    key_parser.add_verbs(verbs, _verb)
     _cache(verbs)
     return parser
 
@@ -260,6 +261,7 @@ def _run(verbs: Any) -> None:
     parser.add_argument("--input", required=True, metavar="IN.npz", help="arrays by input name")
     parser.add_argument("--output", metavar="OUT.npz", help="where to write the outputs")
     _threads_flag(parser, "default: as compiled")
+    key_parser.add_loading_flags(parser)
 
 
 def _verify(verbs: Any) -> None:
@@ -285,6 +287,7 @@ def _verify(verbs: Any) -> None:
     _target_flags(parser)
     _threads_flag(parser, "default: physical cores")
     _numerics_flag(parser)
+    key_parser.add_loading_flags(parser)
 
 
 def _profile(verbs: Any) -> None:
@@ -303,6 +306,7 @@ def _profile(verbs: Any) -> None:
     _shape_flag(parser, "which specialisation to profile")
     _constant_flag(parser)
     _threads_flag(parser, "default: as compiled")
+    key_parser.add_loading_flags(parser)
 
 
 def _bench(verbs: Any) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import graphopt
-from graphopt.cli import options, render
+from graphopt.cli import keys, options, render
 from graphopt.cli.progress import spinner
 from graphopt.errors import OptionError
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, screen: Screen) -> int:
     """graphopt run"""
     path = options.writable(args.output) if args.output else None
     inputs = options.read_arrays(args.input)
-    outputs = graphopt.load(args.program, threads=args.threads).run(inputs)
+    outputs = keys.loaded(args.program, args).run(inputs)
     if path is not None:
         options.write_arrays(path, outputs)
     result = {
@@ -110,7 +110,7 @@ def verify(args: argparse.Namespace, screen: Screen) -> int:
     inputs = options.read_arrays(args.input) if args.input else None
     with screen.busy(f"verifying {args.model}"):
         result = graphopt.verify(
-            args.model,
+            keys.loaded(args.model, args) if args.model.endswith(".gopt") else args.model,
             args.against,
             inputs=inputs,
             shapes=options.one_specialisation(args.shape),
@@ -130,7 +130,7 @@ def profile(args: argparse.Namespace, screen: Screen) -> int:
     """graphopt profile"""
     from graphopt.samples import random_inputs
 
-    model = graphopt.load(args.program, threads=args.threads)
+    model = keys.loaded(args.program, args)
     if args.input:
         inputs = options.read_arrays(args.input)
     else:

@@ -115,7 +115,7 @@ def _weight(operation: Operation) -> int:
 
 
 def _only_rounds(dataflow: Dataflow, region: list[int]) -> bool:
-    """Whether it is one rounding: that ends any kernel well, for it leaves a quarter of the bytes."""
+    """Whether it is one rounding: a good end for any kernel: a quarter of the bytes is left."""
     return len(region) == 1 and _rounds(dataflow.operations[region[0]])
 
 

@@ -61,6 +61,11 @@ def test_bound_inputs_stand_in_the_models_order(parts: Parts) -> None:
         encode(two)
 
 
+def encrypt(d: Any, **changes: Any) -> None:
+    fields = {"cipher": "AES-256-GCM", "key": "key-file", "salt": "00" * 16, "modules": True}
+    d["encryption"] = {**fields, **changes}
+
+
 def bind(document: dict[str, Any], **changes: Any) -> None:
     """Add an input `n`, int8 [2], bound to (1, 2), with `changes`."""
     document["inputs"].append({"name": "n", "dtype": "int8", "shape": [2], "kind": "tensor"})
@@ -86,8 +91,8 @@ def plan(document: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer schema": (
-        lambda d: d.update(schema=3),
-        "schema version 3; this .* reads version 2",
+        lambda d: d.update(schema=4),
+        "schema version 4; this .* reads version 3",
     ),
     "newer ABI": (lambda d: d.update(abi=7), "abi version 7"),
     "newer schema with unknown fields": (lambda d: d.update(schema=9, more=1), "schema version 9"),
@@ -95,8 +100,12 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "schema is true": (lambda d: d.update(schema=True), "expected an integer, got bool"),
     "unknown field": (lambda d: d.update(extra=1), "unknown 'extra'"),
     "missing field": (lambda d: d.pop("versions"), "missing versions"),
-    "signature": (lambda d: d.update(signature={}), r"\$.signature: the field is reserved"),
-    "encryption": (lambda d: d.update(encryption="x"), r"\$.encryption: the field is reserved"),
+    "encryption": (lambda d: d.update(encryption="x"), r"\$.encryption: expected an object"),
+    "cipher": (lambda d: encrypt(d, cipher="DES"), "AES-256-GCM"),
+    "kind of key": (lambda d: encrypt(d, key="none"), "passphrase"),
+    "salt": (lambda d: encrypt(d, salt="00"), "16 bytes"),
+    "salt no hexadecimal": (lambda d: encrypt(d, salt="g" * 32), "16 bytes"),
+    "modules": (lambda d: encrypt(d, modules=1), r"modules: expected"),
     "no entries": (lambda d: d.update(entries=[]), "no program"),
     "entries no list": (lambda d: d.update(entries={}), "expected a list"),
     "report no object": (lambda d: d.update(report=[]), "expected an object"),
