@@ -15,6 +15,7 @@ from schedules.epilogue import operand_layouts
 from schedules.gemm import PEAK_SHARE, traffic
 from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
 from schedules.product import (
+    PRODUCTS,
     Blocking,
     Problem,
     Right,
@@ -58,7 +59,7 @@ def copy_cycles(problem: Problem, blocking: Blocking, transposed: bool) -> float
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Candidates for any matmul; operands may be constants, but nothing is packed."""
     op = workload.op
-    if op.kind != "matmul":
+    if op.kind not in PRODUCTS:
         return ()
     found = [candidate(workload, traits, Right.COPIED)]
     if not op.attr("transpose_b") and problem_of(workload).rows <= DIRECT_ROWS:

@@ -13,7 +13,13 @@ from tvm import tirx
 from schedules.interface import PrimExpr, TargetTraits
 
 _MULTIPLY_PAIRS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}
-_MULTIPLY_BYTES = {16: "avx512.vpdpbusd.512", 8: "avx512.vpdpbusd.256"}
+_MULTIPLY_BYTES = {
+    16: "avx512.vpdpbusd.512",
+    8: "avx512.vpdpbusd.256",
+    4: "avx512.vpdpbusd.128",
+}
+LEAST_LANES = 4
+"""Sums in the shortest vector that there are instructions for."""
 
 
 def can_multiply(traits: TargetTraits) -> bool:
@@ -29,9 +35,26 @@ def shifted(traits: TargetTraits) -> bool:
 
 
 def add_weights(sums: PrimExpr, weights: PrimExpr, traits: TargetTraits) -> PrimExpr:
-    """sums[i] + Σ of weights[4 · i + j] over j < 4, where products are shifted."""
-    ones = tirx.Broadcast(tirx.const(1, "int8"), 4 * traits.lanes)
-    return _call("aarch64.neon.sdot.v4i32.v16i8", f"int32x{traits.lanes}", sums, ones, weights)
+    """sums[i] + Σ of weights[4 · i + j] over j < 4, of traits.lanes sums."""
+    lanes = traits.lanes
+    ones = tirx.Broadcast(tirx.const(1, "int8"), 4 * lanes)
+    if traits.arch == "aarch64":
+        return _call("aarch64.neon.sdot.v4i32.v16i8", f"int32x{lanes}", sums, ones, weights)
+    return _multiplied(sums, ones, weights, lanes, traits)
+
+
+def add_data(sums: PrimExpr, data: PrimExpr, lanes: int, traits: TargetTraits) -> PrimExpr:
+    """sums[i] + Σ of data[4 · i + j] over j < 4.
+
+    Args:
+        sums: int32, a vector of `lanes`: traits.lanes, or half of that, down to LEAST_LANES.
+        data: unsigned bytes (of any type of 8 bits), four for each lane.
+    """
+    ones = tirx.Broadcast(tirx.const(1, "int8"), 4 * lanes)
+    data = tirx.reinterpret(f"int8x{4 * lanes}", data)
+    if traits.arch == "aarch64":
+        return _call("aarch64.neon.udot.v4i32.v16i8", f"int32x{lanes}", sums, data, ones)
+    return _multiplied(sums, data, ones, lanes, traits)
 
 
 def add_products(
@@ -52,16 +75,23 @@ def add_products(
         pixels = tirx.reinterpret(f"int8x{4 * lanes}", spread)
         name = "sdot" if shifted(traits) else "usdot"
         return _call(f"aarch64.neon.{name}.v4i32.v16i8", f"int32x{lanes}", sums, pixels, weights)
-    if traits.vnni and lanes in _MULTIPLY_BYTES:
-        pixels = tirx.reinterpret(f"int8x{4 * lanes}", spread)
-        return _call(f"x86.{_MULTIPLY_BYTES[lanes]}", f"int32x{lanes}", sums, pixels, weights)
+    pixels = tirx.reinterpret(f"int8x{4 * lanes}", spread)
+    return _multiplied(sums, pixels, weights, lanes, traits)
+
+
+def _multiplied(
+    sums: PrimExpr, unsigned: PrimExpr, signed: PrimExpr, lanes: int, traits: TargetTraits
+) -> PrimExpr:
+    """sums[i] + Σ of unsigned[4 · i + j] · signed[4 · i + j] over j < 4, on x86."""
+    if traits.vnni:
+        return _call(f"x86.{_MULTIPLY_BYTES[lanes]}", f"int32x{lanes}", sums, unsigned, signed)
     pairs = f"int16x{2 * lanes}"
 
     def constant(value: int) -> PrimExpr:
         return tirx.Broadcast(tirx.const(value, "int16"), 2 * lanes)
 
     # Of each two bytes in a row the first is the lower half of 16 bits, the second the upper.
-    halves, wide = tirx.reinterpret(pairs, spread), tirx.reinterpret(pairs, weights)
+    halves, wide = tirx.reinterpret(pairs, unsigned), tirx.reinterpret(pairs, signed)
     eight = constant(8)
     first = halves & constant(255)
     second = tirx.bitwise_and(tirx.shift_right(halves, eight), constant(255))

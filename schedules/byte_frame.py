@@ -1,4 +1,4 @@
-"""The frame of a kernel of bytes with constant weights: its parameters and its epilogue."""
+"""The frame of a kernel of bytes: its parameters and its epilogue."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from schedules.nest import Stmt
 
 
 class Frame:
-    """The buffers of a kernel of bytes with constant weights: source, weights, operands, result."""
+    """The buffers of a kernel of bytes: source, weights, operands, result."""
 
-    def __init__(self, workload: Workload, source: Layout, weights: Packing, target: Layout):
+    def __init__(
+        self, workload: Workload, source: Layout, weights: Layout | Packing, target: Layout
+    ) -> None:
         first, second = workload.op.inputs[:2]
+        shape = (
+            weights.physical(second.shape)
+            if isinstance(weights, Layout)
+            else weights.packed_shape(second.shape)
+        )
         self.workload, self.target = workload, target
         self.source = nest.buffer(source.physical(first.shape), first.dtype, "source")
-        self.weights = nest.buffer(weights.packed_shape(second.shape), second.dtype, "weights")
+        self.weights = nest.buffer(shape, second.dtype, "weights")
         where = operand_layouts(workload.epilogue, workload.output, target)
         self._operands = [
             nest.buffer(layout.physical(sig.shape), sig.dtype, f"operand{i}")
             for i, (sig, layout) in enumerate(zip(workload.epilogue.operands, where, strict=True))
         ]
-        shape = target.physical(workload.output.shape)
-        self._result = nest.buffer(shape, workload.output.dtype, "result")
+        out = target.physical(workload.output.shape)
+        self._result = nest.buffer(out, workload.output.dtype, "result")
 
     def finish(self, value: PrimExpr, index: Sequence[PrimExpr]) -> Stmt:
         """Store the epilogue of a sum at physical `index` of the output."""

@@ -145,10 +145,8 @@ class TileSums:
         shapes = [(plan.rows, 4 * COLUMNS)] * (plan.tiles * plan.vectors)
         shapes += [(plan.rows, plan.terms)] * plan.tiles
         shapes += [(plan.terms // GROUP, GROUP * COLUMNS)] * plan.vectors
-        # TVM shrinks a buffer to the part that it sees read or written, which tiles are not.
-        last = nest.read(self._buffer, plan.tiles - 1, plan.rows - 1, plan.panel - 1)
-        whole = tirx.Evaluate(tirx.address_of(last))
-        return nest.sequence(amx.configure(shapes), nest.allocate(self._buffer), whole)
+        buffer = self._buffer
+        return nest.sequence(amx.configure(shapes), nest.allocate(buffer), nest.whole(buffer))
 
     def stop(self) -> Stmt | None:
         """See Sums."""

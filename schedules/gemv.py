@@ -30,12 +30,15 @@ from schedules.interface import (
 )
 from schedules.nest import Stmt
 from schedules.product import (
+    PRODUCTS,
     accumulator_dtype,
     accumulator_lanes,
     aligned,
     cast,
     ceildiv,
+    centred,
     problem_of,
+    zeros_of,
 )
 from schedules.space import tunable
 from schedules.tile import fold
@@ -57,7 +60,7 @@ class Transposed:
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """Inner products for a matmul of few rows, or of fewer columns than a vector has lanes."""
     op = workload.op
-    if op.kind != "matmul":
+    if op.kind not in PRODUCTS:
         return ()
     problem, lanes = problem_of(workload), accumulator_lanes(workload, traits)
     readable = op.constant[1] or op.attr("transpose_b")
@@ -109,6 +112,7 @@ def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
     row_split = nest.Split.of(problem.rows, rows)
     column_split = nest.Split.of(problem.columns, columns)
     whole = problem.depth // lanes
+    zeros = zeros_of(op)
 
     def row_index(
         batch: tuple[PrimExpr, ...], row: PrimExpr, shape: tuple[int, ...]
@@ -128,7 +132,7 @@ def build(workload: Workload, rows: int, columns: int, lanes: int) -> PrimFunc:
         def product(i: PrimExpr, j: PrimExpr, k: PrimExpr) -> PrimExpr:
             left = nest.read(a, *row_index(batch, row + i, a_shape[:-1]), k)
             right = nest.read(b, *aligned(batch, leading), column + j, k)
-            return cast(left, dtype) * cast(right, dtype)
+            return centred(left, dtype, zeros[0]) * centred(right, dtype, zeros[1])
 
         def lane(i: PrimExpr, j: PrimExpr, body: Callable[[PrimExpr], PrimExpr]) -> Stmt:
             return nest.vectorized(lanes, lambda x: nest.write(acc, body(x), i, j, x))

@@ -50,6 +50,19 @@ def write(target: Buffer, value: PrimExpr, *index: PrimExpr | int) -> Stmt:
     return tirx.BufferStore(target, value, [integer(i) if isinstance(i, int) else i for i in index])
 
 
+def ramp(first: PrimExpr | int, lanes: int) -> PrimExpr:
+    """`lanes` consecutive indices from `first` on; `first` itself where that is one."""
+    first = integer(first) if isinstance(first, int) else first
+    return first if lanes == 1 else tirx.Ramp(first, integer(1), lanes)
+
+
+def whole(buffer: Buffer) -> Stmt:
+    """Keep all of a buffer that instructions use by its address: TVM shrinks a buffer to the part
+    that it sees read or written."""
+    last = read(buffer, *[int(extent) - 1 for extent in buffer.shape])
+    return tirx.Evaluate(tirx.address_of(last))
+
+
 def reader(source: Buffer) -> Callable[..., PrimExpr]:
     """`source` as a function of its index, as epilogues read their operands."""
     return lambda *index: read(source, *index)

@@ -11,7 +11,7 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue
-from schedules.interface import PLAIN, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import PLAIN, Op, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Buffer, Stmt
 from schedules.tile import Tile, accumulate, by_vectors, cycles
 from schedules.transposing import copy_panel, copy_panel_transposed
@@ -34,6 +34,16 @@ class Problem:
     @property
     def flops(self) -> float:
         return 2.0 * prod(self.batch) * self.rows * self.depth * self.columns
+
+
+PRODUCTS = ("matmul", "matmul_offset")
+"""Kinds of products of two matrices."""
+
+
+def zeros_of(op: Op) -> tuple[int, int]:
+    """What is subtracted from the elements of both operands first."""
+    left, right = op.attr("zeros") if op.kind == "matmul_offset" else (0, 0)
+    return int(left), int(right)
 
 
 def problem_of(workload: Workload) -> Problem:
@@ -125,6 +135,15 @@ def cast(value: PrimExpr, dtype: str) -> PrimExpr:
     return value if str(own.with_lanes(1)) == dtype else value.astype(dtype + lanes)
 
 
+def centred(value: PrimExpr, dtype: str, zero: int) -> PrimExpr:
+    """An operand's element, less its zero point, in `dtype`."""
+    value = cast(value, dtype)
+    if not zero:
+        return value
+    shift, lanes = tirx.const(zero, dtype), value.ty.dtype.lanes
+    return value - (tirx.Broadcast(shift, lanes) if lanes > 1 else shift)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in the product a statement works: `columns` of `panel` from `first`, in a batch."""
@@ -167,10 +186,11 @@ class Kernel:
         op, depth, width = self.workload.op, self.problem.depth, self.blocking.width
         result = nest.buffer((t.rows, t.columns), self.dtype, "tile", "local")
         b_index = aligned(place.batch, op.inputs[1].shape[:-2])
+        left, right = zeros_of(op)
 
         def load_a(i: PrimExpr, k: PrimExpr) -> PrimExpr:
             index = self.row_index(place, row + i, op.inputs[0].shape[:-1])
-            return cast(nest.read(self.a, *index, k), self.dtype)
+            return centred(nest.read(self.a, *index, k), self.dtype, left)
 
         def load_b(k: PrimExpr, j: PrimExpr) -> PrimExpr:
             if self.right is Right.COPIED:
@@ -178,7 +198,7 @@ class Kernel:
             if self.right is Right.PANELS:
                 return cast(nest.read(self.b, *b_index, place.panel, k, j + start), self.dtype)
             column = place.panel * width + (j + start)
-            return cast(nest.read(self.b, *b_index, k, column), self.dtype)
+            return centred(nest.read(self.b, *b_index, k, column), self.dtype, right)
 
         def fetch_next(k: PrimExpr) -> Stmt:
             """All blocks of a panel together fetch the next panel, a bit with every step."""
@@ -230,11 +250,12 @@ class Kernel:
         op = self.workload.op
         transposed = bool(op.attr("transpose_b"))
         index = aligned(place.batch, op.inputs[1].shape[:-2])
+        _, zero = zeros_of(op)
 
         def source(k: PrimExpr, j: PrimExpr) -> PrimExpr:
             at = place.panel * self.blocking.width + j
             last = (at, k) if transposed else (k, at)
-            return cast(nest.read(self.b, *index, *last), self.dtype)
+            return centred(nest.read(self.b, *index, *last), self.dtype, zero)
 
         copier = copy_panel_transposed if transposed else copy_panel
         return copier(
