@@ -187,6 +187,14 @@ def _matmul(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     return Anchor("matmul", (("transpose_b", False),))
 
 
+def _matmul_integer(call: Any, source: TensorSig, result: TensorSig) -> Action:
+    attrs = attributes(call)
+    transposed = ("transpose_b", attrs["transpose_b"])
+    if not any(attrs["zeros"]):
+        return Anchor("matmul", (transposed,))
+    return Anchor("matmul_offset", (transposed, ("zeros", attrs["zeros"])))
+
+
 def _scalar(call: Any, source: TensorSig, result: TensorSig) -> Action:
     return Pointwise(call.op.name.removeprefix(_OWN), tuple(sorted(attributes(call).items())))
 
@@ -239,7 +247,7 @@ _TRANSLATORS: Mapping[str, Translator] = {
     "relax.nn.leakyrelu": _leaky,
     "relax.nn.softplus": _softplus,
     "graphopt.hard_sigmoid": _hard_sigmoid,
-    "graphopt.matmul_integer": lambda *_: Anchor("matmul", (("transpose_b", False),)),
+    "graphopt.matmul_integer": _matmul_integer,
     **{f"graphopt.{name}": _scalar for name in ("quantize", "dequantize", "requantize")},
     **{f"graphopt.{name}": _scalar for name in ("decode_float", "encode_float", "bitcast")},
 }

@@ -84,12 +84,16 @@ def conv_integer(
     return call_op(CONV_INTEGER, (x, w), attrs)
 
 
-def matmul_integer(a: Expr, b: Expr) -> Expr:
+def matmul_integer(
+    a: Expr, b: Expr, *, zeros: Sequence[int] = (0, 0), transpose_b: bool = False
+) -> Expr:
     """a (…,M,K) times b (…,K,N) with NumPy's broadcasting → (…,M,N) in int32, exact.
 
-    Either operand is int8, uint8 or int16. Sums wrap as int32 does.
+    Either operand is int8, uint8 or int16, less its zero point of `zeros`. With `transpose_b`, b
+    is (…,N,K). Sums wrap as int32 does.
     """
-    return call_op(MATMUL_INTEGER, (a, b), {})
+    attrs = {"zeros": [int(zero) for zero in zeros], "transpose_b": bool(transpose_b)}
+    return call_op(MATMUL_INTEGER, (a, b), attrs)
 
 
 def matmul_nbits(a: Expr, b: Expr, scales: Expr, zeros: Expr, *, bits: int, block: int) -> Expr:
@@ -160,6 +164,8 @@ def _infer_conv(call: Expr, _: Any) -> Any:
 def _infer_matmul(call: Expr, _: Any) -> Any:
     _check_product_types(call)
     a, b = map(_shape, call.args)
+    if attributes(call)["transpose_b"] and len(b) > 1:
+        b = (*b[:-2], b[-1], b[-2])
     if min(len(a), len(b)) < 2 or a[-1] != b[-2]:
         raise ValueError(f"graphopt.matmul_integer: {a} and {b} cannot be multiplied")
     rank = max(len(a), len(b)) - 2

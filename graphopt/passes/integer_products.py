@@ -28,8 +28,6 @@ from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.signs import as_bytes
 from graphopt.passes.values import Expr, constant, shape_of
 
-_FEWEST = 8
-"""Rows or columns of a result; sums over operands are that many times less work."""
 _TOO_LONG = "sums of this length may not fit 32 bits"
 
 
@@ -72,32 +70,21 @@ def _check(view: View, found: Quantized) -> str | None:
 def _check_activations(left: Dequantized, right: Dequantized) -> str | None:
     if not right.params.per_tensor:
         return "the second operand has more than one scale or zero point"
-    *_, rows, depth = shape_of(left.x)
-    if depth * 255 * 255 > INT32_MAX:
-        return _TOO_LONG
-    zero, other = _points(left, right)
-    if (zero and rows < _FEWEST) or (other and shape_of(right.x)[-1] < _FEWEST):
-        return "sums for the zero points would cost as much as the product"
-    return None
-
-
-def _points(left: Dequantized, right: Dequantized) -> tuple[int, int]:
-    """The zero points of operands as uint8 and int8."""
-    return (
-        left.params.point + (128 if left.dtype == "int8" else 0),
-        right.params.point - (128 if right.dtype == "uint8" else 0),
-    )
+    depth = shape_of(left.x)[-1]
+    return _TOO_LONG if depth * 255 * 255 > INT32_MAX else None
 
 
 def _rewrite(view: View, found: Quantized) -> Expr:
     left, right = found.left, found.right
     assert left is not None  # checked
     assert right is not None  # checked
-    a, zero = as_bytes(left.x, left.params.point, "uint8")
     scale = along(right.params.scale, -1, len(shape_of(right.x)))
     assert scale is not None  # checked
     if not view.is_constant(right.x):
-        return rescaled(_activations(a, zero, left, right), left.params.scale, scale, ())
+        zeros = (left.params.point, right.params.point)
+        result = matmul_integer(left.x, right.x, zeros=zeros)
+        return rescaled(result, left.params.scale, scale, ())
+    a, zero = as_bytes(left.x, left.params.point, "uint8")
     array = centred(view, right)
     assert array is not None  # checked
     result = matmul_integer(a, constant(array))
@@ -107,39 +94,12 @@ def _rewrite(view: View, found: Quantized) -> Expr:
     return rescaled(result, left.params.scale, scale, (-1,))
 
 
-def _activations(a: Expr, zero: int, left: Dequantized, right: Dequantized) -> Expr:
-    """(a − zero) @ (b − other) as a @ b − other·Σa − zero·Σb + K·zero·other."""
-    b, other = as_bytes(right.x, right.params.point, "int8")
-    result = matmul_integer(a, b)
-    if other:
-        rows = _times(_sums(a, shape_of(left.x), -1), -other)
-        if zero:
-            rows = relax.op.add(rows, _integer(shape_of(left.x)[-1] * zero * other))
-        result = relax.op.add(result, rows)
-    if zero:
-        result = relax.op.add(result, _times(_sums(b, shape_of(right.x), -2), -zero))
-    return result
-
-
-def _sums(x: Expr, shape: tuple[int, ...], axis: int) -> Expr:
-    wide = relax.op.astype(x, "int32")
-    return relax.op.sum(wide, [len(shape) + axis], keepdims=True)
-
-
-def _times(x: Expr, factor: int) -> Expr:
-    return relax.op.multiply(x, _integer(factor))
-
-
-def _integer(value: int) -> Expr:
-    return constant(np.asarray(value, np.int32))
-
-
 @dataclass(frozen=True)
 class IntegerProducts:
     """dequantize(a) @ dequantize(w) becomes float(a @ w − za·Σw) · sa·sw of the integers.
 
-    The sums of constants are constants. Those of an activation that meets a zero point of the
-    other operand are one more reduction, of bytes.
+    The sums of constants are constants. Where both are activations, the product's kernel has the
+    zero points.
     """
 
     name: str = "integer_products"

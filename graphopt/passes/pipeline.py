@@ -23,6 +23,7 @@ from graphopt.passes.reciprocals import MultiplyByReciprocals
 from graphopt.passes.reductions import CanonicalizeReductions
 from graphopt.passes.signs import NormalizeSigns
 from graphopt.passes.slices import SimplifySlices, SplitProjections
+from graphopt.passes.transposed_operands import AbsorbTransposedOperands
 from graphopt.passes.transposes import SimplifyTransposes
 from graphopt.passes.views import CanonicalizeViews, HoistViews, SinkViews
 
@@ -85,6 +86,7 @@ PIPELINE: tuple[Pass, ...] = (
     CanonicalizeViews(),
     # When no transpose can move or cancel any more: what is left in front of attention stays.
     AbsorbHeadTransposes(),
+    AbsorbTransposedOperands(),
     # What the passes above have left: constants in new places, equal bindings, no-ops.
     FoldConstants(),
     RemoveIdentities(),

@@ -191,6 +191,10 @@ def _anchored(view: View, _var: Expr, value: Expr) -> Anchored | None:
 
 def _anchor(_view: View, found: Anchored) -> Expr:
     attrs, wide = attributes(found.call), found.weight.astype(np.int64)
+    if any(attrs.get("zeros", ())) or attrs.get("transpose_b"):
+        left, right = attrs["zeros"]
+        attrs["zeros"] = (left + _SHIFT, right)
+        return call_op(found.call.op, (found.x, found.call.args[1]), attrs)
     if "pad_value" in attrs:
         attrs["pad_value"] += _SHIFT
         sums = wide.sum(axis=tuple(range(1, wide.ndim))).reshape(1, -1, *[1] * (wide.ndim - 2))

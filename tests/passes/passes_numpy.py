@@ -123,6 +123,13 @@ def hard_sigmoid(call, x):
     return np.clip(attrs["alpha"] * x + attrs["beta"], 0, 1)
 
 
+def matmul_integer(call, a, b):
+    attrs = base.attributes(call)
+    pairs = zip((a, b), attrs["zeros"], strict=True)
+    left, right = (x.astype(np.int32) - zero for x, zero in pairs)
+    return left @ (right.swapaxes(-1, -2) if attrs["transpose_b"] else right)
+
+
 def strided_slice(call, x):
     axes, begin, end, strides = (integers(arg.fields) for arg in call.args[1:5])
     index = [slice(None)] * x.ndim
@@ -272,7 +279,7 @@ KERNELS = {
     "graphopt.dequantize": dequantize,
     "graphopt.hard_sigmoid": hard_sigmoid,
     "graphopt.hard_swish": plain(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
-    "graphopt.matmul_integer": plain(lambda a, b: a.astype(np.int32) @ b.astype(np.int32)),
+    "graphopt.matmul_integer": matmul_integer,
     "graphopt.quantize": quantize,
     "graphopt.requantize": requantize,
     "graphopt.resize2d": resize2d,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tvm
-from harness import AMX, AVX2, AVX512, SSE, host_target, run_candidate, scheduled
+from harness import AMX, AVX2, AVX512, SSE, run_candidate, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bytes import NEON, WAYS
