@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 
 from tvm import tirx
 
@@ -20,6 +19,7 @@ from schedules.batched_matmul import chunks_of
 from schedules.epilogue import operand_layouts
 from schedules.gemm import PEAK_SHARE, ColumnPanels, traffic
 from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.matmul_nbits_rows import problem_of
 from schedules.nest import Buffer, Stmt
 from schedules.product import (
     Blocking,
@@ -33,7 +33,7 @@ from schedules.product import (
 )
 from schedules.tile import by_vectors, tallest
 
-EXPAND_CYCLES = 2.0  # per vector of expanded weights
+EXPAND_CYCLES = 4.0  # per vector of expanded weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PackedKernel(Kernel):
     """A product whose right operand is expanded into the scratch panel."""
 
     scales: Buffer
-    zeros: Buffer
+    zeros: Buffer | None
 
     def copy(self, place: Place) -> Stmt:
         """Fill the scratch panel of the place."""
@@ -50,11 +50,18 @@ class PackedKernel(Kernel):
         each, depth = 8 // bits, self.problem.depth
         mask = tirx.const((1 << bits) - 1, "int32")
 
+        shared = tirx.const(float(op.attr("zero")), "float32")
+
+        def point(group: PrimExpr, j: PrimExpr) -> PrimExpr:
+            if self.zeros is None:
+                return shared
+            return tirx.Cast("float32", nest.read(self.zeros, place.panel, group, j))
+
         def element(byte: PrimExpr, part: int, group: PrimExpr, j: PrimExpr) -> PrimExpr:
             code = tirx.Cast("int32", nest.read(self.b, place.panel, byte, j))
             if bits < 8:
                 code = (code >> tirx.const(part * bits, "int32")) & mask
-            value = tirx.Cast("float32", code) - nest.read(self.zeros, place.panel, group, j)
+            value = tirx.Cast("float32", code) - point(group, j)
             value = value * nest.read(self.scales, place.panel, group, j)
             return value if self.dtype == "float32" else tirx.Cast(self.dtype, value)
 
@@ -76,20 +83,14 @@ class PackedKernel(Kernel):
         )
 
 
-def problem_of(workload: Workload) -> Problem:
-    """The product: all leading axes of a are rows."""
-    a = workload.op.inputs[0].shape
-    return Problem((), prod(a[:-1]), a[-1], workload.op.output.shape[-1])
-
-
 def build(workload: Workload, blocking: Blocking) -> PrimFunc:
     """The kernel."""
     op, problem = workload.op, problem_of(workload)
     packing = ColumnPanels(blocking.width)
     a = nest.buffer(op.inputs[0].shape, op.inputs[0].dtype, "a")
-    b, scales, zeros = (
+    b, scales, *zeros = (
         nest.buffer(packing.packed_shape(sig.shape), sig.dtype, name)
-        for sig, name in zip(op.inputs[1:], ("b", "scales", "zeros"), strict=True)
+        for sig, name in zip(op.inputs[1:], ("b", "scales", "zeros"), strict=False)
     )
     operands = tuple(nest.operand_buffers(workload))
     output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
@@ -104,11 +105,11 @@ def build(workload: Workload, blocking: Blocking) -> PrimFunc:
         operands,
         output,
         scales,
-        zeros,
+        zeros[0] if zeros else None,
     )
     tasks = blocking.panels(problem.columns) * blocking.chunks
     return nest.function(
-        [a, b, scales, zeros, *operands, output], nest.parallel(tasks, kernel.task)
+        [a, b, scales, *zeros, *operands, output], nest.parallel(tasks, kernel.task)
     )
 
 
@@ -140,7 +141,7 @@ def _candidate(
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     return Candidate(
         name=f"matmul_nbits.expanded[{rows}x{vectors},chunks={chunks}]",
-        layouts=(PLAIN, packing, packing, packing, *operands),
+        layouts=(PLAIN, *[packing] * (len(workload.op.inputs) - 1), *operands),
         output=PLAIN,
         cost=Cost(problem.flops, traffic(workload), max(0.01, PEAK_SHARE * ideal / cycles)),
         compute=partial(build, workload, blocking),

@@ -96,16 +96,6 @@ def matmul_integer(
     return call_op(MATMUL_INTEGER, (a, b), attrs)
 
 
-def matmul_nbits(a: Expr, b: Expr, scales: Expr, zeros: Expr, *, bits: int, block: int) -> Expr:
-    """a (…,M,K) times a matrix of `bits` (2, 4 or 8) wide unsigned integers → (…,M,N) as a.
-
-    b is uint8 (K', N) with 8/bits consecutive k in a byte, the first in the lowest bits; K' covers
-    whole blocks of `block` k. Row k of the matrix is (b[k] − zeros[g]) · scales[g] with g =
-    k // block, both float32 (K'·(8/bits)/block, N).
-    """
-    return call_op(MATMUL_NBITS, (a, b, scales, zeros), {"bits": int(bits), "block": int(block)})
-
-
 _PRODUCT_TYPES = ("int8", "uint8", "int16")
 
 
@@ -181,20 +171,8 @@ def _leading(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (1,) * (rank - len(shape) + 2) + shape[:-2]
 
 
-def _infer_nbits(call: Expr, _: Any) -> Any:
-    a, b, scales, zeros = map(_shape, call.args)
-    attrs = attributes(call)
-    depth = b[0] * (8 // attrs["bits"])
-    if len(b) != 2 or len(a) < 2 or depth < a[-1] or depth % attrs["block"]:
-        raise ValueError(f"graphopt.matmul_nbits: {a} and {b} do not fit together")
-    if scales != (depth // attrs["block"], b[1]) or zeros != scales:
-        raise ValueError(f"graphopt.matmul_nbits: scales {scales} and zeros {zeros} do not fit")
-    return relax.TensorType([*a[:-1], b[1]], call.args[0].ty.dtype)
-
-
 QUANTIZE = register("graphopt.quantize", 3, _infer_quantize)
 DEQUANTIZE = register("graphopt.dequantize", 3, _infer_dequantize)
 REQUANTIZE = register("graphopt.requantize", 3, _infer_quantize)
 CONV_INTEGER = register("graphopt.conv_integer", 2, _infer_conv)
 MATMUL_INTEGER = register("graphopt.matmul_integer", 2, _infer_matmul)
-MATMUL_NBITS = register("graphopt.matmul_nbits", 4, _infer_nbits)

@@ -89,8 +89,8 @@ def _quantized(_view: View, found: Numbers) -> Expr:
 class FoldDequantized:
     """graphopt.dequantize of constants becomes a float constant, and quantize an integer one.
 
-    A float kernel packs its weights at compile time; dequantizing them in every run instead costs
-    more than the bandwidth that narrow weights would save, and leaves kernels that cannot pack.
+    A float kernel packs its weights at compile time. Dequantizing them in every run pays only
+    where a kernel does so in registers (PackWeights); others would be left unable to pack.
 
     weights: also those that a product or lookup may still read as integers.
     """

@@ -18,6 +18,7 @@ from graphopt.passes.integer_convolutions import IntegerConvolutions
 from graphopt.passes.integer_products import IntegerProducts
 from graphopt.passes.integer_readers import ReadIntegers
 from graphopt.passes.normalizations import RecoverNormalizations
+from graphopt.passes.packed_weights import PackWeights
 from graphopt.passes.quantize_moves import HoistQuantize
 from graphopt.passes.reciprocals import MultiplyByReciprocals
 from graphopt.passes.reductions import CanonicalizeReductions
@@ -67,6 +68,7 @@ PIPELINE: tuple[Pass, ...] = (
     MergeConstantChains(),  # a batch normalisation's factor and the scales of the sums in front
     MultiplyByReciprocals(),
     # After everything that could use weights as integers; before factors are folded into weights.
+    PackWeights(),
     FoldDequantized(),
     FoldAffine(),
     MergeConstantChains(),  # batch normalisation and folded shifts have left new additions

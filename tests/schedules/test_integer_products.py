@@ -1,4 +1,4 @@
-"""Kernels of integer convolutions and of products with packed weights, against NumPy."""
+"""Kernels of integer convolutions, against NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tvm
 from harness import host_target
 from tvm import s_tir
 
-from schedules import conv_integer, matmul_nbits
+from schedules import conv_integer
 from schedules.interface import Candidate, Layout, Op, TargetTraits, TensorSig, Workload
 
 RNG = np.random.default_rng(5)
@@ -99,32 +99,3 @@ def test_convolution_of_integers(shape, types):
     for candidate in found:
         got = run(candidate, workload, [x, w])
         np.testing.assert_array_equal(got, want.astype("i4"), err_msg=candidate.name)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("rows", [1, 3, 40])
-def test_product_with_packed_weights(bits, rows):
-    depth, block, columns = 44, 16, 21
-    blocks = -(-depth // block)
-    codes = RNG.integers(0, 1 << bits, (blocks * block, columns)).astype("u1")
-    each = 8 // bits
-    parts = codes.reshape(-1, each, columns)
-    packed = sum(parts[:, i].astype("u2") << (i * bits) for i in range(each)).astype("u1")
-    a = RNG.standard_normal((rows, depth)).astype("f4")
-    scales, zeros = (RNG.random((blocks, columns)).astype("f4") for _ in range(2))
-    matrix = (codes - zeros.repeat(block, 0).astype("f8")) * scales.repeat(block, 0)
-    want = a.astype("f8") @ matrix[:depth]
-    op = Op(
-        "matmul_nbits",
-        tuple(TensorSig(v.shape, v.dtype.name) for v in (a, packed, scales, zeros)),
-        TensorSig(want.shape),
-        (("bits", bits), ("block", block)),
-        (False, True, True, True),
-    )
-    workload = Workload(op)
-    found = matmul_nbits.candidates(workload, TargetTraits("x86_64", 32, 16))
-    assert found
-    for candidate in found:
-        got = run(candidate, workload, [a, packed, scales, zeros])
-        error = np.abs(got - want).max() / np.abs(want).max()
-        assert error <= 2e-6 * np.sqrt(depth), candidate.name

@@ -20,6 +20,7 @@ from graphopt.frontend.emit import (
 )
 from graphopt.frontend.model import Array
 from graphopt.ops import quantize as quantized
+from graphopt.ops.packed_weights import matmul_codes
 
 op = relax.op
 
@@ -29,14 +30,6 @@ def unpacked(array: Array, bits: int) -> Array:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
     return np.asarray(codes.reshape(*array.shape[:-1], -1))
-
-
-def packed_rows(codes: Array, bits: int) -> Array:
-    """Codes (K,N) as bytes (K·bits/8,N): consecutive k in a byte, the first in the lowest bits."""
-    each = 8 // bits
-    parts = codes.reshape(codes.shape[0] // each, each, codes.shape[1])
-    shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(1, -1, 1)
-    return np.asarray(np.bitwise_or.reduce(parts << shifts, axis=1), np.uint8)
 
 
 def _zeros(node: NodeContext, bits: int, columns: int, blocks: int) -> Array:
@@ -71,13 +64,12 @@ def matmul_nbits(node: NodeContext) -> Expr:
     zeros = _zeros(node, bits, columns, blocks)
     rows = a if len(shape_of(a)) > 1 else node.reshape(a, (1, depth))
     result = node.emit(
-        quantized.matmul_nbits(
+        matmul_codes(
             rows,
-            constant(packed_rows(np.ascontiguousarray(codes.T), bits)),
-            constant(np.ascontiguousarray(scales.T)),
-            constant(np.ascontiguousarray(zeros.T)),
+            np.ascontiguousarray(codes.T),
+            np.ascontiguousarray(scales.T),
+            np.ascontiguousarray(zeros.T),
             bits=bits,
-            block=block,
         )
     )
     result = node.reshape(result, (*shape_of(a)[:-1], columns))
