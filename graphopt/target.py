@@ -21,8 +21,8 @@ AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 AVX2 = frozenset({"avx2", "fma"})
 
 # What distinguishes the vector units of two processors of one architecture, for the target key.
-# AMX is not among them: kernels with tiles are candidates of their own, all others run as fast
-# without it.
+# AMX and VBMI are not among them: kernels that use them are candidates of their own, all others run
+# as fast without.
 _KEY_FEATURES = {
     "x86_64": ("avx512vnni", "avxvnni", "avx512bf16", "avx512fp16"),
     "aarch64": ("dotprod", "fullfp16", "i8mm", "bf16", "sve", "sve2"),
@@ -145,6 +145,7 @@ class TargetSpec:
             fma="fma" in self.features or not x86,
             vnni=x86 and ("avx512vnni" if wide else "avxvnni") in self.features,
             amx=wide and "amx-int8" in self.features,
+            vbmi=wide and "avx512vbmi" in self.features,
             dotprod=not x86 and "dotprod" in self.features,
             i8mm=not x86 and "i8mm" in self.features,
             l1_bytes=self.l1_bytes,

@@ -166,6 +166,7 @@ class TargetTraits:
     l2_bytes: int = 1 << 20
     threads: int = 1
     amx: bool = False  # 64-byte vectors, and tiles of bytes
+    vbmi: bool = False  # 64-byte vectors, and permutations of their bytes
     dotprod: bool = False  # aarch64: products of four signed bytes
     i8mm: bool = False  # and of unsigned with signed ones
 

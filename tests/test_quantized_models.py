@@ -360,6 +360,26 @@ def test_attention_between_pairs():
     assert families(report).count("matmul") == 5
 
 
+def test_what_is_quantized_around_gelu_is_a_table():
+    """As exporters write it: quantized inside, too."""
+    net = Net()
+    x = net.dq("x", 0.031, 100)
+    scaled = net.node("Div", x, net.constant(np.float32(2**0.5)))
+    erf = net.dq(net.q(net.node("Erf", scaled), 0.0079, 127), 0.0079, 127)
+    y = net.node("Mul", x, net.node("Add", erf, net.constant(np.float32(1))))
+    last = net.q(net.node("Mul", y, net.constant(np.float32(0.5))), 0.0173, 11)
+    report = check(ended(net, last, {"x": ("u", (2, 30, 40))}))
+    assert families(report) == ["lookup"]
+
+
+def test_cheap_functions_of_bytes_are_computed():
+    net = Net()
+    x = net.dq("x", 0.031, 100)
+    last = net.q(net.node("Relu", net.node("Mul", x, net.constant(np.float32(0.7)))), 0.0173, 11)
+    report = check(ended(net, last, {"x": ("u", (2, 30, 40))}))
+    assert "lookup" not in families(report)
+
+
 SIGNED = {"x": ("i", (2, 8, 9, 10))}
 
 

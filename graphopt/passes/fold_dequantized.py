@@ -12,7 +12,7 @@ from graphopt.ops.base import attributes
 from graphopt.passes.base import Outcome
 from graphopt.passes.dataflow import OUTPUT
 from graphopt.passes.fold_affine import CONVOLUTIONS
-from graphopt.passes.quantized import DEQUANTIZE, QUANTIZE
+from graphopt.passes.quantized import DEQUANTIZE, QUANTIZE, dequantized_array, quantized_array
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.values import Array, Expr, constant, dtype_of, op_name
 
@@ -53,8 +53,7 @@ def _constants(view: View, _var: Expr, value: Expr) -> Weights | None:
 
 
 def _dequantized(_view: View, found: Weights) -> Expr:
-    difference = (found.x.astype(np.int32) - found.zero.astype(np.int32)).astype(np.float32)
-    return constant(np.asarray(difference * found.scale.astype(np.float32)), found.dtype)
+    return constant(dequantized_array(found.x, found.scale, found.zero), found.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,7 @@ def _numbers(view: View, _var: Expr, value: Expr) -> Numbers | None:
 
 
 def _quantized(_view: View, found: Numbers) -> Expr:
-    attrs, point = found.attrs, found.zero.astype(np.float32)
-    precision = np.dtype(attrs["precision"])
-    with np.errstate(all="ignore"):
-        steps = (found.x.astype(precision) / found.scale.astype(precision)).astype(np.float32)
-    numbers = np.where(np.isnan(steps), -np.inf, steps)
-    inside = np.clip(numbers, attrs["low"] - point, attrs["high"] - point)
-    return constant(np.asarray(np.round(inside) + point), found.zero.dtype.name)
+    return constant(quantized_array(found.x, found.scale, found.zero, found.attrs))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from graphopt.passes.arithmetic import CanonicalizeArithmetic, MergeConstantChai
 from graphopt.passes.attention import RecoverAttention
 from graphopt.passes.attention_heads import AbsorbHeadTransposes
 from graphopt.passes.base import Pass
+from graphopt.passes.byte_functions import TabulateBytes
 from graphopt.passes.cleanup import FoldConstants, MergeCommonSubexpressions, RemoveDeadCode
 from graphopt.passes.dequantize_moves import SinkDequantize
 from graphopt.passes.fold_affine import FoldAffine
@@ -65,6 +66,7 @@ PIPELINE: tuple[Pass, ...] = (
     IntegerProducts(),
     FoldPadding(),  # in front of integer convolutions, as integers
     ReadIntegers(),
+    TabulateBytes(),  # what integer kernels have left between quantizations
     MergeConstantChains(),  # a batch normalisation's factor and the scales of the sums in front
     MultiplyByReciprocals(),
     # After everything that could use weights as integers; before factors are folded into weights.

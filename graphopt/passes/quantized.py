@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -164,3 +166,31 @@ def quantized_number(number: float, params: Parameters, limits: tuple[int, int])
         ratio = np.float32(number) / np.float32(params.scale.reshape(()))
     inside = np.clip(ratio, low - params.point, high - params.point)
     return int(np.round(inside)) + params.point
+
+
+def dequantized_array(x: Array, scale: Array, zero: Array) -> Array:
+    """What dequantize makes of constants, in float32."""
+    difference = (x.astype(np.int32) - zero.astype(np.int32)).astype(np.float32)
+    return np.asarray(difference * scale.astype(np.float32))
+
+
+def quantized_array(x: Array, scale: Array, zero: Array, attrs: Mapping[str, Any]) -> Array:
+    """What quantize makes of constants."""
+    precision = np.dtype(attrs["precision"])
+    with np.errstate(all="ignore"):
+        steps = (x.astype(precision) / scale.astype(precision)).astype(np.float32)
+    return _rounded(steps, zero, attrs)
+
+
+def requantized_array(x: Array, multiplier: Array, zero: Array, attrs: Mapping[str, Any]) -> Array:
+    """What requantize makes of constants."""
+    with np.errstate(all="ignore"):
+        steps = x.astype(np.float32) * multiplier.astype(np.float32)
+    return _rounded(steps, zero, attrs)
+
+
+def _rounded(steps: Array, zero: Array, limits: Mapping[str, Any]) -> Array:
+    point = zero.astype(np.float32)
+    numbers = np.where(np.isnan(steps), -np.inf, steps)
+    inside = np.clip(numbers, limits["low"] - point, limits["high"] - point)
+    return np.asarray(np.round(inside) + point, zero.dtype)

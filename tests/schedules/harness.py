@@ -42,6 +42,8 @@ def host_target(traits: TargetTraits) -> Any:
     )
     if traits.amx:
         mcpu = "sapphirerapids"
+    elif traits.vbmi and has_avx512:
+        mcpu = "icelake-server"
     elif traits.vector_bytes >= 64 and has_avx512:
         mcpu = "cascadelake" if traits.vnni else "skylake-avx512"
     elif traits.vector_bytes >= 32:
