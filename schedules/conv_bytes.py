@@ -2,7 +2,8 @@
 
 Channels lie in blocks of up to 64, so that the block of one pixel is a row of a matrix of which
 neighbouring pixels are the next rows; a convolution is a sum over taps of products of such matrices
-with the weights, without any copy of patches. A task takes a band of output rows and a range of
+with the weights, without any copy of patches. Of a grouped convolution each product takes a part of
+a block: byte_groups.py. A task takes a band of output rows and a range of
 filters. Where the window hangs over the border, it copies the rows that it reads into scratch with
 padding around, which is small for bytes and in its own cache; elsewhere it reads the image itself.
 
@@ -14,28 +15,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from schedules import nest
 from schedules.byte_area import padded_area
+from schedules.byte_convs import bytes_conv, is_depthwise, is_narrow, output_layout
 from schedules.byte_frame import Frame
+from schedules.byte_groups import ByteWeights, merging
 from schedules.byte_tiles import (
-    GROUP,
+    COLUMNS,
     MOST_ROWS,
     Place,
     Step,
     Sums,
     TilePlan,
-    has_sums,
     share,
     sums_of,
     usual_tile,
     way,
 )
-from schedules.conv_common import Conv, ceil_div, dimensions, traffic
+from schedules.conv_common import Conv, ceil_div, traffic
 from schedules.conv_loops import parallel_grid
 from schedules.epilogue import operand_layouts
 from schedules.interface import (
@@ -54,31 +54,6 @@ from schedules.space import tunable
 
 LINE = 64
 """Bytes of a cache line."""
-FEWEST_CHANNELS = 16
-"""Below this, most of a block would be empty."""
-
-
-@dataclass(frozen=True)
-class ByteWeights:
-    """Packs int8 (O,C,KH,KW) as (panels, blocks, KH, KW, block / 4, panel, 4), zeros where neither
-    a filter nor a channel is."""
-
-    block: int
-    panel: int
-
-    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """See the class."""
-        panels, blocks, high, wide, groups, panel, _ = self.packed_shape(array.shape)
-        padded = np.zeros((panels * panel, blocks * self.block, high, wide), array.dtype)
-        padded[: array.shape[0], : array.shape[1]] = array
-        split = padded.reshape(panels, panel, blocks, groups, GROUP, high, wide)
-        return np.ascontiguousarray(split.transpose(0, 2, 5, 6, 3, 1, 4))
-
-    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of pack()'s result."""
-        filters, channels, *kernel = shape
-        outer = (ceil_div(filters, self.panel), ceil_div(channels, self.block), *kernel)
-        return (*outer, self.block // GROUP, self.panel, GROUP)
 
 
 @dataclass(frozen=True)
@@ -121,8 +96,9 @@ class _Kernel:
         self.workload, self.conv, self.plan, self.traits = workload, conv, plan, traits
         self.block = channel_block(conv.channels)
         self.blocks = ceil_div(conv.channels, self.block)
-        self.tile = TilePlan(plan.pixels, self.block, plan.tiles, plan.vectors)
-        packing = ByteWeights(self.block, self.tile.panel)
+        self.merging = merging(conv)
+        self.tile = TilePlan(plan.pixels, self.merging.piece, plan.tiles, plan.vectors)
+        packing = ByteWeights(self.merging, self.tile.panel)
         target = output_layout(workload, traits)
         self.frame = Frame(workload, Layout(self.block), packing, target)
 
@@ -203,7 +179,7 @@ class _Kernel:
         fetched: tuple[PrimExpr, int] | None,
         step: Step,
     ) -> Stmt:
-        """The loops over blocks of channels and taps.
+        """The loops over pieces of channels and taps.
 
         `fetched` is the number of these tiles, and how many use the same weights: each fetches its
         part of the next panel's.
@@ -213,34 +189,47 @@ class _Kernel:
         def fetch(*at: PrimExpr) -> list[Stmt]:
             if fetched is None:
                 return []
-            share = ceil_div(self.block * self.tile.panel, LINE * fetched[1]) * LINE
+            share = ceil_div(self.tile.terms * self.tile.panel, LINE * fetched[1]) * LINE
             first = fetched[0] * share
             return [
                 nest.prefetch(self.frame.weights, panel + 1, *at, 0, 0, first + i)
                 for i in range(0, share, LINE)
             ]
 
-        def tap(block: PrimExpr, kh: PrimExpr, kw: PrimExpr) -> Stmt:
+        def tap(piece: PrimExpr, kh: PrimExpr, kw: PrimExpr) -> Stmt:
             rows: list[Place] = []
+            block, lane = self.piece(panel, piece)
             for row, x in places:
                 line = top + row * conv.strides[0] + kh * conv.dilation[0]
                 column = x * conv.strides[1] + kw * conv.dilation[1]
                 pixel = (line, column)
                 if conv.pointwise:
                     pixel = nest.unflatten(x, (conv.height, conv.width))
-                rows.append((*leading, block, *pixel, 0))
+                rows.append((*leading, block, *pixel, lane))
             stride = conv.strides[1] * self.block
-            products = step(source, rows, stride, self.frame.weights, (panel, block, kh, kw))
-            return nest.sequence(*fetch(block, kh, kw), products)
+            products = step(source, rows, stride, self.frame.weights, (panel, piece, kh, kw))
+            return nest.sequence(*fetch(piece, kh, kw), products)
 
-        def row(block: PrimExpr, kh: PrimExpr) -> Stmt:
-            return nest.serial(conv.kernel[1], lambda kw: tap(block, kh, kw), "kw")
+        def row(piece: PrimExpr, kh: PrimExpr) -> Stmt:
+            return nest.serial(conv.kernel[1], lambda kw: tap(piece, kh, kw), "kw")
 
         return nest.serial(
-            self.blocks,
-            lambda block: nest.serial(conv.kernel[0], lambda kh: row(block, kh), "kh"),
-            "block",
+            self.merging.pieces,
+            lambda piece: nest.serial(conv.kernel[0], lambda kh: row(piece, kh), "kh"),
+            "piece",
         )
+
+    def piece(self, panel: PrimExpr, piece: PrimExpr) -> tuple[PrimExpr, PrimExpr | int]:
+        """The block, and where in it, of a piece of the channels that a panel of filters reads."""
+        plan = self.merging
+        if plan.piece == self.block and plan.count == 1:
+            return piece, 0
+        each = self.block // plan.piece
+        at = panel // plan.panels(self.tile.panel) * plan.pieces + piece
+        if plan.count * plan.pieces > self.blocks * each:
+            # A last group that is short reads channels that are there, with weights of zero.
+            at = tirx.min(at, self.blocks * each - 1)
+        return at // each, at % each * plan.piece
 
     def finish(
         self, sums: Sums, t: int, band: Band, row: PrimExpr, start: PrimExpr, panel: PrimExpr
@@ -259,43 +248,26 @@ class _Kernel:
         return sums.each_row(pixel)
 
 
-def output_layout(workload: Workload, traits: TargetTraits) -> Layout:
-    """Blocks of the output's channels: as the next layer of bytes reads them, or one of floats."""
-    output = workload.output
-    if np.dtype(output.dtype).itemsize == 1:
-        return Layout(channel_block(output.shape[1]))
-    return Layout(traits.lanes)
-
-
-def bytes_conv(workload: Workload, traits: TargetTraits) -> Conv | None:
-    """The dimensions of a convolution over two axes of uint8 with constant int8, where there are
-    tiles; None if it is another."""
-    op = workload.op
-    if op.kind != "conv_integer" or not has_sums(traits) or not op.constant[1]:
-        return None
-    if [sig.dtype for sig in op.inputs] != ["uint8", "int8"] or len(op.output.shape) != 4:
-        return None
-    return dimensions(workload)
-
-
 def plan_of(conv: Conv, traits: TargetTraits) -> BytesPlan:
     """The default cut."""
-    width, lines = width_of(conv), 1 if conv.pointwise else conv.out_height
-    tile = usual_tile(width, lines, conv.filters, channel_block(conv.channels), traits)
+    width, lines, groups = width_of(conv), 1 if conv.pointwise else conv.out_height, merging(conv)
+    tile = usual_tile(width, lines, groups.filters, groups.piece, traits)
+    if not groups.fits(tile.panel):
+        tile = usual_tile(width, lines, COLUMNS, groups.piece, traits)
     tasks = 1 if traits.threads == 1 else 2 * traits.threads
     image = conv.batch * conv.channels * conv.height * conv.width
-    weights = conv.channels * conv.filters * conv.kernel[0] * conv.kernel[1]
-    # What all tasks read in full should be the smaller.
-    bands, splits = (1, tasks) if weights > image else (tasks, 1)
+    weights = conv.channels // conv.groups * conv.filters * conv.kernel[0] * conv.kernel[1]
+    # What all tasks read in full should be the smaller; those of some groups copy all images.
+    bands, splits = (1, tasks) if weights > image and conv.groups == 1 else (tasks, 1)
     bands = min(bands, ceil_div(width, tile.rows) if conv.pointwise else lines)
     splits = min(splits, ceil_div(conv.filters, tile.panel))
     return BytesPlan(tile.rows, tile.tiles, tile.vectors, bands, splits, splits > 1)
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """The kernel for a conv_integer of one group and channels enough to fill a block."""
+    """The kernel for a conv_integer that is neither narrow nor depthwise."""
     conv = bytes_conv(workload, traits)
-    if conv is None or conv.groups != 1 or conv.channels < FEWEST_CHANNELS:
+    if conv is None or is_narrow(conv) or is_depthwise(conv):
         return ()
     default = plan_of(conv, traits)
     parts = 4 * traits.threads
@@ -324,19 +296,23 @@ def _decided(
         bool(values["fetch"]),
     )
     source, target = Layout(channel_block(conv.channels)), output_layout(workload, traits)
-    tile = TilePlan(plan.pixels, source.block, plan.tiles, plan.vectors)
+    groups = merging(conv)
+    tile = TilePlan(plan.pixels, groups.piece, plan.tiles, plan.vectors)
     width = width_of(conv)
     parts = ceil_div(width, plan.pixels) if conv.pointwise else conv.out_height
     panels = ceil_div(conv.filters, tile.panel)
     if not tile.fits(traits) or plan.pixels > width or plan.bands > parts or plan.splits > panels:
         return None
+    if not groups.fits(tile.panel):
+        return None
     operands = operand_layouts(workload.epilogue, workload.output, target)
-    steps = ceil_div(conv.channels, source.block) * conv.kernel[0] * conv.kernel[1]
+    steps = groups.pieces * conv.kernel[0] * conv.kernel[1]
+    useful = share(tile, steps, traits) / (groups.merged if conv.groups > 1 else 1)
     return Candidate(
-        name=f"conv_integer.{way(traits)}",
-        layouts=(source, ByteWeights(source.block, tile.panel), *operands),
+        name=f"conv_integer.{way(traits)}" + ("[grouped]" if conv.groups > 1 else ""),
+        layouts=(source, ByteWeights(groups, tile.panel), *operands),
         output=target,
-        cost=Cost(2.0 * conv.macs, traffic(workload), share(tile, steps, traits)),
+        cost=Cost(2.0 * conv.macs, traffic(workload), useful),
         compute=lambda: _Kernel(workload, conv, traits, plan).function(),
         schedule=as_written,
     )

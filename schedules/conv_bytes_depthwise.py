@@ -18,9 +18,9 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.byte_area import padded_area
+from schedules.byte_convs import bytes_conv, is_depthwise, output_layout
 from schedules.byte_frame import Frame
 from schedules.byte_tiles import COLUMNS
-from schedules.conv_bytes import bytes_conv, output_layout
 from schedules.conv_common import Conv, ceil_div, traffic
 from schedules.conv_depthwise import DepthwiseWeights
 from schedules.conv_loops import parallel_grid
@@ -39,7 +39,6 @@ from schedules.interface import (
 from schedules.nest import Buffer, Split, Stmt, as_written
 from schedules.space import tunable
 
-MOST_TAPS = 512
 _MAX_STATEMENTS = 2000
 """Unrolled multiply-adds in one kernel: above this, it would take seconds to compile."""
 
@@ -164,9 +163,7 @@ def readers(conv: Conv, count: int) -> list[tuple[int, list[tuple[int, int]]]]:
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The kernel for a conv_integer with as many groups as input and output channels."""
     conv = bytes_conv(workload, traits)
-    if conv is None or not conv.groups == conv.channels == conv.filters:
-        return ()
-    if conv.kernel[0] * conv.kernel[1] >= MOST_TAPS:
+    if conv is None or not is_depthwise(conv):
         return ()
     most = max(1, traits.vector_registers // 2 * traits.lanes // COLUMNS)
     values = {

@@ -19,6 +19,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules import nest
+from schedules.byte_convs import bytes_conv, is_narrow, output_layout
 from schedules.byte_frame import Frame
 from schedules.byte_tiles import (
     GROUP,
@@ -32,7 +33,6 @@ from schedules.byte_tiles import (
     usual_tile,
     way,
 )
-from schedules.conv_bytes import FEWEST_CHANNELS, bytes_conv, output_layout
 from schedules.conv_common import Conv, ceil_div, traffic
 from schedules.conv_loops import parallel_grid
 from schedules.epilogue import operand_layouts
@@ -222,9 +222,7 @@ def taps_at_once(conv: Conv) -> int:
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The kernel for an undilated conv_integer of one group and fewer than 16 channels."""
     conv = bytes_conv(workload, traits)
-    if conv is None or conv.groups != 1 or conv.channels >= FEWEST_CHANNELS:
-        return ()
-    if conv.dilation != (1, 1):
+    if conv is None or not is_narrow(conv):
         return ()
     taps = taps_at_once(conv)
     terms = taps * ceil_div(conv.channels, GROUP) * GROUP

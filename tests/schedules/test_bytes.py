@@ -171,6 +171,27 @@ CONVOLUTIONS: list[tuple[str, dict[str, Any]]] = [
             "padding": (1, 0, 0, 2),
         },
     ),
+    ("tiles", {"image": (1, 3, 9, 11), "filters": (20, 3, 3, 3), "dilation": (2, 1)}),
+    (
+        "tiles[grouped]",  # four groups at once, and a last one that is short
+        {"image": (1, 72, 7, 9), "filters": (72, 4, 3, 3), "padding": (1, 1, 1, 1)},
+    ),
+    (
+        "tiles[grouped]",  # 24 channels and 24 filters a group, two groups at once
+        {
+            "image": (2, 120, 6, 11),
+            "filters": (120, 24, 3, 3),
+            "strides": (2, 1),
+            "padding": (1, 1, 1, 1),
+        },
+    ),
+    ("tiles[grouped]", {"image": (1, 240, 5, 6), "filters": (240, 80, 1, 1)}),
+    ("tiles[grouped]", {"image": (1, 128, 5, 6), "filters": (192, 64, 2, 1)}),
+    ("tiles[grouped]", {"image": (1, 10, 8, 8), "filters": (6, 5, 3, 3)}),
+    (
+        "tiles[grouped]",  # two filters for each channel
+        {"image": (1, 40, 8, 9), "filters": (80, 1, 3, 3), "padding": (1, 1, 0, 1)},
+    ),
     (
         "depthwise",
         {"image": (1, 96, 8, 17), "filters": (96, 1, 3, 3), "padding": (1, 1, 1, 1)},
