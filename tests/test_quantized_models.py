@@ -450,7 +450,8 @@ def long_types(net):
 
 
 def asymmetric(net):
-    return net.node("Conv", net.dq("x"), net.weight(16, 8, 3, 3, axis=None, zero=3, dtype="uint8"))
+    weight = net.weight(16, 2, 3, 3, axis=None, zero=3, dtype="uint8")
+    return net.node("Conv", net.dq("x"), weight, group=4)
 
 
 def across(net):

@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax
 
 from graphopt.ir import Graph
+from graphopt.ops.byte_weights import ByteWeights
 from graphopt.ops.quantize import conv_integer
 from graphopt.passes.base import Outcome
 from graphopt.passes.fold_affine import CONVOLUTIONS, TRANSPOSED
@@ -18,15 +19,15 @@ from graphopt.passes.quantized import (
     INTEGER_CONVOLUTION,
     Dequantized,
     along,
-    centred,
     dequantization,
     dequantized,
     int32_shift,
     obstacle,
+    weights_of,
 )
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.signs import as_bytes
-from graphopt.passes.values import Expr, constant, ints, op_name, shape_of
+from graphopt.passes.values import Array, Expr, constant, ints, op_name, shape_of
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ def _check(view: View, found: Quantized) -> str | None:
         return "the weight is computed at run time"
     if along(weight.params.scale, 0, len(shape_of(call))) is None:
         return "the scales of the weight are not one for each filter"
-    array = centred(view, weight)
-    if array is None:
-        return "the weight has a zero point, less which it does not fit eight bits"
-    if not fits_int32(array, tuple(range(1, array.ndim))):
+    numbers = weights_of(view, weight, 0)
+    if numbers is None:
+        return "the zero points of the weight are not one for each filter"
+    if not fits_int32(numbers.total, tuple(range(1, numbers.total.ndim))):
         return "sums of this length may not fit 32 bits"
+    if numbers.rest is not None and int(attrs.groups) not in (1, numbers.total.shape[0]):
+        return "the weight has a zero point, less which it does not fit eight bits, and groups"
     return None
 
 
@@ -76,26 +79,45 @@ def _rewrite(view: View, found: Quantized) -> Expr:
     call, data, weight = found.call, found.data, found.weight
     assert data is not None  # checked
     assert weight is not None  # checked
-    array = centred(view, weight)
-    assert array is not None  # checked
+    weights = weights_of(view, weight, 0)
+    assert weights is not None  # checked
     x, zero = as_bytes(data.x, data.params.point, "uint8")
-    rank = array.ndim
+    rank = weights.total.ndim
     columns = (1, -1, *[1] * (rank - 2))
-    result = conv_integer(
+    result = _sums(call, x, weights.integers, zero)
+    if weights.rest is not None:
+        result = relax.op.add(result, _rest(call, x, weights, zero))
+    sums = weights.total.astype(np.int64).sum(axis=tuple(range(1, rank)))
+    if zero and sums.any():
+        result = relax.op.add(result, int32_shift((-zero * sums).reshape(columns)))
+    scale = along(weight.params.scale, 0, rank)
+    assert scale is not None  # checked
+    return rescaled(result, data.params.scale, scale, columns)
+
+
+def _sums(call: Expr, x: Expr, integers: Array, zero: int) -> Expr:
+    """The convolution `call` of bytes."""
+    return conv_integer(
         x,
-        constant(array),
+        constant(integers),
         strides=ints(call.attrs.strides),
         padding=ints(call.attrs.padding),
         dilation=ints(call.attrs.dilation),
         groups=int(call.attrs.groups),
         pad_value=zero,
     )
-    sums = array.astype(np.int64).sum(axis=tuple(range(1, rank)))
-    if zero and sums.any():
-        result = relax.op.add(result, int32_shift((-zero * sums).reshape(columns)))
-    scale = along(weight.params.scale, 0, rank)
-    assert scale is not None  # checked
-    return rescaled(result, data.params.scale, scale, columns)
+
+
+def _rest(call: Expr, x: Expr, weights: ByteWeights, zero: int) -> Expr:
+    """What the rest of the weights adds: it is one number for each filter, so that it multiplies
+    the sums of all data in a window, which are those of one filter for each group."""
+    assert weights.rest is not None
+    rank, groups = weights.total.ndim, int(call.attrs.groups)
+    ones = np.ones((groups, *weights.integers.shape[1:]), np.int8)
+    rest = along(weights.rest, 0, rank)
+    assert rest is not None  # weights_of
+    sums = _sums(call, x, ones, zero)
+    return relax.op.multiply(sums, int32_shift(rest.reshape(1, -1, *[1] * (rank - 2))))
 
 
 @dataclass(frozen=True)

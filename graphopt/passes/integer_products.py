@@ -18,11 +18,11 @@ from graphopt.passes.quantized import (
     INTEGER_PRODUCT,
     Dequantized,
     along,
-    centred,
     dequantization,
     dequantized,
     int32_shift,
     obstacle,
+    weights_of,
 )
 from graphopt.passes.rewrite import Rule, View, apply_rules
 from graphopt.passes.signs import as_bytes
@@ -61,10 +61,10 @@ def _check(view: View, found: Quantized) -> str | None:
         return _check_activations(left, right)
     if along(right.params.scale, -1, len(shape_of(right.x))) is None:
         return "the scales of the second operand are not one for each column"
-    array = centred(view, right)
-    if array is None:
-        return "the second operand has a zero point, less which it does not fit eight bits"
-    return None if fits_int32(array, (-2,)) else _TOO_LONG
+    weights = weights_of(view, right, -1)
+    if weights is None:
+        return "the zero points of the second operand are not one for each column"
+    return None if fits_int32(weights.total, (-2,)) else _TOO_LONG
 
 
 def _check_activations(left: Dequantized, right: Dequantized) -> str | None:
@@ -85,10 +85,13 @@ def _rewrite(view: View, found: Quantized) -> Expr:
         result = matmul_integer(left.x, right.x, zeros=zeros)
         return rescaled(result, left.params.scale, scale, ())
     a, zero = as_bytes(left.x, left.params.point, "uint8")
-    array = centred(view, right)
-    assert array is not None  # checked
-    result = matmul_integer(a, constant(array))
-    sums = array.astype(np.int64).sum(axis=-2, keepdims=array.ndim > 2)
+    weights = weights_of(view, right, -1)
+    assert weights is not None  # checked
+    result = matmul_integer(a, constant(weights.integers))
+    if weights.rest is not None:
+        rows = relax.op.sum(relax.op.astype(a, "int32"), [len(shape_of(left.x)) - 1], keepdims=True)
+        result = relax.op.add(result, relax.op.multiply(rows, int32_shift(weights.rest)))
+    sums = weights.total.astype(np.int64).sum(axis=-2, keepdims=weights.total.ndim > 2)
     if zero and sums.any():
         result = relax.op.add(result, int32_shift(-zero * sums))
     return rescaled(result, left.params.scale, scale, (-1,))
@@ -99,7 +102,8 @@ class IntegerProducts:
     """dequantize(a) @ dequantize(w) becomes float(a @ w − za·Σw) · sa·sw of the integers.
 
     The sums of constants are constants. Where both are activations, the product's kernel has the
-    zero points.
+    zero points. Weights whose zero point is not in the middle leave a rest, which is one more sum,
+    of the rows of a.
     """
 
     name: str = "integer_products"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.ops.byte_weights import ByteWeights, byte_weights, wrapped
 from graphopt.ops.quantize import dequantize
 from graphopt.passes.rewrite import View
 from graphopt.passes.values import Array, Expr, constant, dtype_of, shape_of
@@ -24,6 +25,8 @@ INTEGER_RULES = (INTEGER_CONVOLUTION, INTEGER_PRODUCT)
 """The rules whose refusals say what of a quantized graph stays in floats."""
 
 INT32_MAX = 2**31 - 1
+_LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
+"""Beyond these, numbers may leave float32 where the integers that stand for them do not."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,11 @@ class Parameters:
 
 def parameters(view: View, call: Expr) -> Parameters | None:
     """Those of a quantize or dequantize call; None where they are computed at run time, or are of
-    another type than float32, or are no positive numbers."""
+    another type than float32, or are no positive numbers of a usual size."""
     scale, zero = view.constant(call.args[1]), view.constant(call.args[2])
     if scale is None or zero is None or scale.dtype != np.float32:
         return None
-    if not (np.isfinite(scale) & (scale > 0)).all():
+    if not ((scale > _LEAST_SCALE) & (scale < _LARGEST_SCALE)).all():
         return None
     return Parameters(scale, np.asarray(zero, np.int32))
 
@@ -109,18 +112,16 @@ def obstacle(view: View, expr: Expr, what: str) -> str:
         return f"the scale or zero point of {what} is computed at run time"
     if scale.dtype != np.float32:
         return f"the scale of {what} is of {scale.dtype}"
-    return f"a scale of {what} is not a positive number"
+    return f"a scale of {what} is not a positive number, or far from 1"
 
 
-def centred(view: View, found: Dequantized) -> Array | None:
-    """Constant integers less their zero points as int8; None where they do not fit, or are none."""
-    array = view.constant(found.x)
-    if array is None:
+def weights_of(view: View, found: Dequantized, channel: int) -> ByteWeights | None:
+    """Constant integers less their zero points; None where those differ along other axes than
+    `channel`, or the tensor is not constant."""
+    array, zero = view.constant(found.x), found.params.zero
+    if array is None or along(zero, channel, array.ndim) is None:
         return None
-    numbers = array.astype(np.int32) - found.params.zero
-    if numbers.size and (numbers.min() < -128 or numbers.max() > 127):
-        return None
-    return numbers.astype(np.int8)
+    return byte_weights(array, zero)
 
 
 def along(values: Array, axis: int, rank: int) -> Array | None:
@@ -130,11 +131,6 @@ def along(values: Array, axis: int, rank: int) -> Array | None:
     if values.ndim != rank or values.shape[axis] != values.size:
         return None
     return values.reshape(-1)
-
-
-def wrapped(values: Array) -> Array:
-    """int64 sums as int32, wrapping as the kernels' sums do."""
-    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 def int32_shift(values: Array) -> Expr:

@@ -99,6 +99,22 @@ def test_weights_become_int8(dtype, zero):
     np.testing.assert_array_equal(array, values - int(zero))
 
 
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 3), ("int8", 100)])
+def test_the_rest_of_a_zero_point_multiplies_sums_of_the_data(dtype, zero):
+    w = lambda: weight(6, 4, 3, 3, zero=zero, dtype=dtype)  # noqa: E731
+    graph = make(IMAGE, lambda x: nn.conv2d(dq(x), w(), padding=1))
+    graph = fires(IntegerConvolutions(), graph, rewrites=1)
+    assert kinds(graph).count("graphopt.conv_integer") == 2
+    graph = make(IMAGE, lambda x: nn.conv2d(dq(x), weight(4, 1, 3, 3, zero=100), groups=4))
+    fires(IntegerConvolutions(), graph, rewrites=1)
+
+    def product(x):
+        return relax.op.matmul(dq(x), weight(8, 5, zero=zero, dtype=dtype))
+
+    graph = fires(IntegerProducts(), make(ROWS, product), rewrites=1)
+    assert kinds(graph).count("graphopt.matmul_integer") == kinds(graph).count("sum") == 1
+
+
 @pytest.mark.parametrize("rounded", [np.float32, np.float64])
 def test_bias_of_whole_steps_joins_the_sums(rounded):
     """As an exporter rounds it: to a multiple of the float32 product of the scales."""
@@ -153,8 +169,10 @@ def refused_convolutions():
     yield conv(lambda x: relax.op.astype(x, "float32"), good), "the data is not quantized"
     yield conv(lambda x: dequantize(x, *channels), good), "more than one scale"
     yield conv(dq, lambda _x: weight(6, 4, 3, 3, scale=inner, zero=0 * inner)), "each filter"
-    yield conv(dq, lambda _x: weight(6, 4, 3, 3, zero=100)), "a zero point, less which"
-    yield conv(dq, lambda _x: weight(6, 4, 3, 3, zero=3, dtype="uint8")), "a zero point, less which"
+    halves = lambda _x: weight(6, 2, 3, 3, zero=100)  # noqa: E731
+    yield conv(dq, halves, groups=2), "a zero point, less which"
+    shifted = lambda _x: weight(6, 4, 3, 3, zero=np.full((1, 4, 1, 1), 3.0))  # noqa: E731
+    yield conv(dq, shifted), "zero points of the weight are not one for each filter"
     yield conv(dq, lambda _x: weight(6, 4, 3, 3, dtype="int16")), "are no bytes"
     yield conv(dq, lambda _x: weight(6, 4, 3, 3, scale=-0.1)), "not a positive number"
     yield conv(dq, lambda _x: weight(6, 4, 3, 3, scale=np.inf)), "not a positive number"
@@ -271,9 +289,8 @@ def test_divisions_of_what_was_quantized_before_stay():
     refuses(MultiplyByReciprocals(), make(IMAGE, lambda x: q(dq(x))), "no integer sums")
 
 
-def test_a_scale_without_a_reciprocal():
-    refusing = integers(lambda x: q(sums(x), scale=3.3e38))
-    refuses(MultiplyByReciprocals(), refusing, "no normal reciprocal")
+def test_a_scale_that_is_far_from_one():
+    refuses(MultiplyByReciprocals(), integers(lambda x: q(sums(x), scale=3.3e38)))
 
 
 def test_the_pipeline_leaves_one_chain():

@@ -115,6 +115,14 @@ def _checked_scale(node: NodeContext, index: int) -> str:
     return dtype
 
 
+def check_divisor(node: NodeContext, index: int) -> None:
+    """Refuse a constant scale that data cannot be divided by, input `index`."""
+    known = node.array(index)
+    if known is not None and (np.abs(known) < np.finfo(known.dtype).tiny).any():
+        name = node.node.input[index]
+        raise Unsupported(f"the scale '{name}' has an element that is 0, or no normal number")
+
+
 def _target(node: NodeContext) -> int:
     """ONNX element type that the node quantizes to."""
     code = node.int_attr("output_dtype")
@@ -130,6 +138,7 @@ def quantize_linear(node: NodeContext) -> Expr:
     """saturate(round(x / scale) + zero_point); to floats of 4 and 8 bits, x / scale rounded."""
     x, scale_type, code = node.input(0), _checked_scale(node, 1), _target(node)
     saturate = node.flag_attr("saturate", 1)
+    check_divisor(node, 1)
     if dtype_of(x) not in (*_FLOATS, "int32"):
         raise Unsupported(f"quantization of {dtype_of(x)} is not supported")
     precision = _precision(node, dtype_of(x), scale_type)

@@ -10,7 +10,7 @@ from tvm import relax
 
 from graphopt.frontend.converters import activation, pooling
 from graphopt.frontend.converters.delegate import apply, passed_on
-from graphopt.frontend.converters.quantization import STORAGE, shaped
+from graphopt.frontend.converters.quantization import STORAGE, check_divisor, shaped
 from graphopt.frontend.emit import (
     Expr,
     NodeContext,
@@ -47,6 +47,7 @@ def dequantized(node: NodeContext, index: int, scale: int, zero: int) -> Expr:
 
 def requantized(node: NodeContext, value: Expr, scale: int, zero: int, like: int) -> Expr:
     """`value` in the type of input `like`."""
+    check_divisor(node, scale)
     point = _zero(node, zero, dtype_of(node.input(like)))
     return node.emit(quantized.quantize(value, _scalar(node, scale), point))
 
