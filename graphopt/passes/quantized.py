@@ -167,7 +167,8 @@ def quantized_number(number: float, params: Parameters, limits: tuple[int, int])
 def dequantized_array(x: Array, scale: Array, zero: Array) -> Array:
     """What dequantize makes of constants, in float32."""
     difference = (x.astype(np.int32) - zero.astype(np.int32)).astype(np.float32)
-    return np.asarray(difference * scale.astype(np.float32))
+    with np.errstate(all="ignore"):
+        return np.asarray(difference * scale.astype(np.float32))
 
 
 def quantized_array(x: Array, scale: Array, zero: Array, attrs: Mapping[str, Any]) -> Array:

@@ -22,6 +22,7 @@ _QUANTIZED = (
 )
 _QUANTIZED_CONTRIB = (
     "DynamicQuantize",
+    "MatMulInteger",
     "MatMulNBits",
     "QAttention",
     "QGemm",
