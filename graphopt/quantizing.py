@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ValueInfoProto
 
-from graphopt.api import CompiledModel
 from graphopt.artifact.atomic import replacing
 from graphopt.bench.inputs import sample_inputs
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.feeds import Data, InputSpec
-from graphopt.compression.quantization.graph import Graph
 from graphopt.compression.quantization.html import to_html
 from graphopt.compression.quantization.images import ImagePreprocessing
 from graphopt.compression.quantization.mixed import Metric
@@ -37,56 +33,13 @@ from graphopt.config import (
 from graphopt.errors import ModelError, OptionError
 from graphopt.frontend.load import load_model, require_weights
 from graphopt.frontend.model import OnnxModel
+from graphopt.model_runs import CompiledRuns
 from graphopt.signature import constant_arrays, signature_of
 
 Array = np.ndarray[Any, Any]
 Source = Any  # path, bytes or onnx.ModelProto
 
 RANDOM_BATCHES = 8
-_PROGRAMS = 4
-"""Compiled models that are kept: the float one and the quantized one, each with its outputs."""
-
-
-class CompiledRuns:
-    """Runs models by compiling them; a model with the same wanted tensors is compiled once."""
-
-    def __init__(self, threads: int | None = None) -> None:
-        self._config = CompileConfig.of(threads=threads)
-        self._programs: OrderedDict[tuple[int, tuple[str, ...]], _Program] = OrderedDict()
-
-    def __call__(
-        self, model: OnnxModel, feeds: Mapping[str, Array], wanted: Sequence[str]
-    ) -> Mapping[str, Array]:
-        """The tensors `wanted` of a model, any that it computes."""
-        key = (id(model), tuple(wanted))
-        if key not in self._programs:
-            program = CompiledModel(with_outputs(model, wanted), self._config)
-            self._programs[key] = _Program(model, program)
-            if len(self._programs) > _PROGRAMS:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key].program.run(feeds)
-
-
-@dataclass(frozen=True, eq=False)
-class _Program:
-    """`source` is held so that its id stays its own."""
-
-    source: OnnxModel
-    program: CompiledModel
-
-
-def with_outputs(model: OnnxModel, names: Sequence[str]) -> OnnxModel:
-    """A prepared model whose outputs are the given tensors."""
-    types = Graph(model).types
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    del proto.graph.output[:]
-    for name in names:
-        kind = types.get(name)
-        value = ValueInfoProto(name=name) if kind is None else ValueInfoProto(name=name, type=kind)
-        proto.graph.output.append(value)
-    return OnnxModel(proto, model.base_dir)
 
 
 @dataclass(frozen=True)
@@ -241,7 +194,8 @@ def quantize_loaded(
     values = _one("constants", () if constants is None else parse_constants(constants))
     arrays = constant_arrays(signature_of(model), values)
     data = _data(model, calibration, images, bound, arrays)
-    done = quantize_model(model, data, config, CompiledRuns(threads), bound, arrays, metric)
+    runs = CompiledRuns(threads)
+    done = quantize_model(model, data, config, runs, bound, arrays, metric, runs.profile)
     return QuantizationResult(_complete(done.model), done.report, done.plan, done.statistics)
 
 
@@ -262,7 +216,8 @@ def quantize_for(
     )
     if constants and data is not None:
         data = WithConstants(data, constants)
-    done = quantize_model(model, data, chosen, CompiledRuns(config.threads))
+    runs = CompiledRuns(config.threads)
+    done = quantize_model(model, data, chosen, runs, profiler=runs.profile)
     return done.model, done.report
 
 

@@ -15,7 +15,7 @@ from graphopt.compression.quantization.feeds import Given
 from graphopt.compression.quantization.pipeline import Quantized, quantize_model
 from graphopt.frontend.load import load_model
 from graphopt.frontend.model import OnnxModel
-from graphopt.quantizing import with_outputs
+from graphopt.model_runs import with_outputs
 
 Array = np.ndarray[Any, Any]
 

@@ -14,8 +14,8 @@ from quantization_cases import Builder, OnnxRuntimeRuns, feeds, quantized, run
 from graphopt.compression.quantization.graph import Graph
 from graphopt.compression.quantization.html import to_html
 from graphopt.compression.quantization.pipeline import Quantized
+from graphopt.compression.quantization.probe import float_probe, integer_probe
 from graphopt.compression.quantization.scheme import signal_to_noise
-from graphopt.compression.quantization.switches import effects, switched
 
 
 def chain(worst: int, layers: int = 5) -> onnx.ModelProto:
@@ -60,30 +60,46 @@ def done_small() -> tuple[onnx.ModelProto, Quantized]:
     return model, quantized(model, feeds(model))
 
 
-def test_switches_compute_the_float_and_the_quantized_model() -> None:
+def test_the_float_probe_computes_the_model_and_adds_noise_where_it_is_told_to() -> None:
     model, done = done_small()
-    batch = feeds(model)[0]
-    switches = switched(done.float_model, done.plan)
-    onnx.checker.check_model(switches.model.proto, full_check=True)
-    runs = OnnxRuntimeRuns()
-    none = runs(switches.model, switches.feeds(batch, ()), ["head_out"])["head_out"]
-    every = runs(switches.model, switches.feeds(batch, switches.layers), ["head_out"])["head_out"]
-    exact, plain = run(model, batch)["head_out"], run(done.model.proto, batch)["head_out"]
-    np.testing.assert_allclose(none, exact, atol=1e-5)
-    assert signal_to_noise(plain, every) > 8 + signal_to_noise(exact, plain)
-    assert set(switches.layers) == {g.name for g in done.plan.groups if g.kind != "move"}
+    inputs, runs = feeds(model)[0], OnnxRuntimeRuns()
+    probe = float_probe(done.float_model, done.plan.groups, ["x"])
+    onnx.checker.check_model(probe.model.proto, full_check=True)
+    quiet = runs(probe.model, probe.feeds(inputs, {}, {}), probe.wanted)
+    np.testing.assert_allclose(quiet["head_out"], run(model, inputs)["head_out"], atol=1e-6)
+    written = {n for g in done.plan.groups if g.kind != "move" for n in g.outputs}
+    assert set(probe.noise) == written
+    added = {"head_out": np.full_like(quiet["head_out"], 0.5)}
+    loud = runs(probe.model, probe.feeds(inputs, added, quiet), probe.wanted)
+    np.testing.assert_allclose(loud["head_out"], quiet["head_out"] + 0.5, atol=1e-6)
 
 
-def test_one_switch_is_a_model_with_one_quantized_layer() -> None:
+def test_the_integer_probe_is_the_quantized_model() -> None:
     model, done = done_small()
-    batch = feeds(model)
-    switches = switched(done.float_model, done.plan)
-    found = effects(OnnxRuntimeRuns(), switches, ["head_out"], batch)
-    alone = quantized(model, batch, only=("stem",)).report.outputs["head_out"]
-    assert found["stem"] == pytest.approx(alone, abs=0.3)
-    report = {row.node: row.effect for row in done.report.layers}
-    for name, value in found.items():
-        assert report[name] == pytest.approx(value, abs=1e-6)
+    inputs, runs = feeds(model)[0], OnnxRuntimeRuns()
+    probe = float_probe(done.float_model, done.plan.groups, ["x"])
+    exact = {**inputs, **runs(probe.model, probe.feeds(inputs, {}, {}), probe.wanted)}
+    other = integer_probe(done.float_model, done.plan, ["head_out"])
+    onnx.checker.check_model(other.model.proto, full_check=True)
+    found = runs(other.model, other.feeds(inputs, exact), other.wanted)
+    np.testing.assert_array_equal(found["head_out"], run(done.model.proto, inputs)["head_out"])
+    # The stem reads the model's input only: alone it gives what it gives in the model.
+    plain = runs(done.model, inputs, ["Relu_1_out"])["Relu_1_out"]
+    np.testing.assert_array_equal(found[other.alone["Relu_1_out"]], plain)
+    assert not np.array_equal(found[other.alone["head_out"]], found["head_out"])
+
+
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_the_effect_of_a_layer_is_that_of_quantizing_it_alone(batch: int | str) -> None:
+    b = Builder()
+    x = b.op("Relu", b.conv(b.input("x", batch, 3, 8, 8), 3, 4, name="stem"))
+    y = b.op("Relu", b.op("Add", b.conv(x, 4, 4, name="deep"), x))
+    model = b.model(b.conv(y, 4, 4, name="head"))
+    given = {"x": np.random.default_rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+    report = quantized(model, [given]).report
+    for row in report.layers:
+        alone = quantized(model, [given], only=(row.node,)).report.outputs["head_out"]
+        assert row.effect == pytest.approx(alone, abs=0.01)
 
 
 def test_rows_are_right() -> None:

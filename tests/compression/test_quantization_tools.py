@@ -275,7 +275,7 @@ def test_the_fewest_layers_go_to_float(costs: list[float], share: float) -> None
         asked.append(len(quantized))
         return sum(noise[name] for name in quantized) <= limit * (1 + 1e-12)
 
-    kept = fewest_in_float(effects, good)
+    kept = fewest_in_float(noise, {}, good)
     left = sum(noise[name] for name in noise if name not in kept)
     assert left <= limit * (1 + 1e-9) or len(kept) == len(noise)
     # Noise adds up here: no smaller set can do.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,17 +10,16 @@ from graphopt.compression.quantization.apply import apply, needed_opset
 from graphopt.compression.quantization.canonical import canonical
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.feeds import Data
-from graphopt.compression.quantization.graph import STAGE, Graph
-from graphopt.compression.quantization.measure import measure
+from graphopt.compression.quantization.graph import STAGE
+from graphopt.compression.quantization.measure import compared, measure, timed
 from graphopt.compression.quantization.mixed import Metric
 from graphopt.compression.quantization.opset import upgraded
 from graphopt.compression.quantization.plan import Plan
 from graphopt.compression.quantization.precision import with_mixed_precision
 from graphopt.compression.quantization.report import QuantizationReport, make_report
-from graphopt.compression.quantization.running import Run
+from graphopt.compression.quantization.running import Profiler, Run, float_outputs
 from graphopt.compression.quantization.samples import Samples
 from graphopt.compression.quantization.statistics import Statistics
-from graphopt.compression.quantization.switches import effects, switched
 from graphopt.compression.quantization.tools import planned
 from graphopt.errors import OptionError
 from graphopt.frontend.model import Array, OnnxModel
@@ -29,11 +27,6 @@ from graphopt.frontend.prepare import prepare
 from graphopt.frontend.shapes import dimensions
 
 log = logging.getLogger(__name__)
-
-_EFFECT_SECONDS = 60.0
-"""Time, about, for finding out what each layer costs alone."""
-_EFFECT_RUNS = 400
-"""Runs for it, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +81,7 @@ def quantize_model(
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, Array] | None = None,
     metric: Metric | None = None,
+    profiler: Profiler | None = None,
 ) -> Quantized:
     """Quantize a loaded model.
 
@@ -96,6 +90,7 @@ def quantize_model(
         run: runs a model on inputs and gives any of its tensors.
         shapes, constants: bound in the result, see prepare().
         metric: what config.max_drop is about.
+        profiler: measures what each layer saves, which the choice of layers for float weighs.
 
     Raises:
         ModelError: the model cannot be quantized.
@@ -108,16 +103,17 @@ def quantize_model(
     found = planned(run, samples, base, config)
     warnings = [samples.warning]
     if config.max_drop is not None or config.min_sqnr is not None:
-        found, missed = with_mixed_precision(run, samples, found, config, metric)
-        warnings.append(missed)
+        found = with_mixed_precision(run, samples, found, config, metric, profiler)
     final = apply(found.base, found.plan)
-    measurements, costs = None, {}
-    if samples.kept:
+    measurements, outputs, seconds = None, {}, None
+    if found.probe is not None:
         log.info("comparing with the float model on %d batches", len(samples.kept))
+        measurements = measure(run, found.probe, found.base, found.plan, samples.kept)
+        names = float_outputs(prepared)
         internal = apply(found.base, found.plan, integer_io=False)
-        measurements = measure(run, found.base, internal, found.plan, samples.kept)
-        costs = _effects(run, found.base, found.plan, samples.kept)
-        if not costs:
+        outputs = compared(run, prepared, internal, samples.kept, names)
+        seconds = timed(run, (prepared, internal), samples.kept[0], names) if names else None
+        if not measurements.effects:
             warnings.append(
                 "layers were not quantized one at a time, which takes more than a minute here: "
                 "the first line of the report follows from the noise behind each layer."
@@ -128,11 +124,13 @@ def quantize_model(
         found.plan,
         found.statistics,
         measurements,
-        costs,
+        outputs,
         found.rows,
         samples.description,
         [warning for warning in warnings if warning is not None],
     )
+    if seconds is not None:
+        report = report.with_times(*seconds)
     return Quantized(final, found.base, found.statistics, found.plan, report)
 
 
@@ -159,24 +157,3 @@ def _check(data: Data | None, config: QuantizationConfig, metric: Metric | None)
             hint="metric=f, a function that gets a function from inputs to outputs, and gives a "
             "number that is higher for a better model; min_sqnr needs none.",
         )
-
-
-def _effects(
-    run: Run, base: OnnxModel, plan: Plan, kept: Sequence[Mapping[str, Array]]
-) -> dict[str, float]:
-    """What each layer costs alone, on as many batches as there is time for, {} for none."""
-    graph, switches = Graph(base), switched(base, plan)
-    outputs = [name for name in graph.outputs if graph.is_float(name)]
-    if not outputs:
-        return {}
-    feeds = switches.feeds(kept[0], ())
-    run(switches.model, feeds, outputs)  # what runs it may have to compile it first
-    started = time.perf_counter()
-    run(switches.model, feeds, outputs)
-    seconds = time.perf_counter() - started
-    runs = min(_EFFECT_RUNS, int(_EFFECT_SECONDS / max(seconds, 1e-6)))
-    count = runs // (len(switches.layers) + 1)
-    if count == 0 and seconds * len(switches.layers) < _EFFECT_SECONDS:
-        count = 1  # many layers, and there is time for one batch
-    log.info("quantizing %d layers one at a time", len(switches.layers))
-    return effects(run, switches, outputs, kept[:count]) if count else {}

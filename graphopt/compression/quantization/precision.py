@@ -1,38 +1,41 @@
-"""Finds the plan with the fewest layers in float that is good enough, and checks it."""
+"""Finds the plan with the fewest layers in float that is good enough, by trying finished models."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from graphopt.compression.quantization.apply import apply
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.graph import STAGE, Graph
+from graphopt.compression.quantization.measure import measure
 from graphopt.compression.quantization.mixed import (
     Judge,
     Metric,
     Predict,
-    fewest_in_float,
+    cheapest_in_float,
     sqnr_judge,
-    switched_run,
 )
 from graphopt.compression.quantization.placement import place
 from graphopt.compression.quantization.plan import Plan
 from graphopt.compression.quantization.planning import make_plan
+from graphopt.compression.quantization.probe import layers_of
 from graphopt.compression.quantization.report import ToolRow
-from graphopt.compression.quantization.running import Run
+from graphopt.compression.quantization.running import (
+    Feeds,
+    KernelTime,
+    Profiler,
+    Run,
+    float_outputs,
+)
 from graphopt.compression.quantization.samples import Samples
-from graphopt.compression.quantization.switches import effects, switched
 from graphopt.compression.quantization.tools import Planned
 from graphopt.errors import InputError
-from graphopt.frontend.model import Array
+from graphopt.frontend.model import OnnxModel
 
 log = logging.getLogger(__name__)
-
-_CORRECTIONS = 8
-"""More layers, at most, that go to float because the finished model is worse than was foretold."""
 
 
 def with_mixed_precision(
@@ -41,37 +44,104 @@ def with_mixed_precision(
     found: Planned,
     config: QuantizationConfig,
     metric: Metric | None,
-) -> tuple[Planned, str | None]:
-    """The plan with layers in float for config.max_drop or min_sqnr, and a warning or None.
+    profiler: Profiler | None,
+) -> Planned:
+    """The plan with layers in float for config.max_drop or min_sqnr.
+
+    Args:
+        profiler: measures what each layer saves; None to weigh all layers alike.
 
     Raises:
         InputError: the metric gives no number.
+        ModelError: it is not enough unless all layers are in float.
     """
-    graph, switches = Graph(found.base), switched(found.base, found.plan)
-    outputs = [name for name in graph.outputs if graph.is_float(name)]
-    exact = switched_run(run, switches, outputs, ())
+    assert found.probe is not None
+    outputs = float_outputs(samples.prepared)
+    exact = _predictor(run, samples.prepared, outputs)
     judge, least = _target(exact, samples, config, metric)
-    costs = effects(run, switches, outputs, samples.kept)
-
-    def value(quantized: Sequence[str]) -> float:
-        return judge(switched_run(run, switches, outputs, quantized))
-
-    before = value(switches.layers)
-    in_float = list(fewest_in_float(costs, lambda quantized: value(quantized) >= least))
-    ranked = sorted(costs, key=lambda name: costs[name])
-    warning = None
-    for _ in range(_CORRECTIONS):
-        plan = _without(found, config, in_float)
-        reached = judge(_finished(run, found, plan, outputs))
-        if reached >= least or len(in_float) == len(ranked):
-            break
-        in_float.append(next(name for name in ranked if name not in in_float))
-    if reached < least:
-        warning = f"the quantized model reaches {reached:.4g}, and {least:.4g} was asked for."
+    trials = _Trials(run, found, config, outputs, judge)
+    effects = measure(run, found.probe, found.base, found.plan, samples.kept).effects
+    # A layer whose effect is not known is given up last.
+    layers = [group.name for group in layers_of(found.plan.groups)]
+    effects = {name: effects.get(name, math.inf) for name in layers}
+    savings: dict[str, float] = {}
+    if profiler is not None and samples.kept:
+        models = (samples.prepared, apply(found.base, found.plan, integer_io=False))
+        before, after = (profiler(model, samples.kept[0], outputs) for model in models)
+        savings = saved_seconds(found.plan, before, after)
+    before_value = trials.value(())
+    in_float = cheapest_in_float(
+        effects,
+        savings,
+        lambda quantized: trials.value([n for n in layers if n not in set(quantized)]) >= least,
+    )
+    reached = trials.value(in_float)
     what = "output SQNR" if metric is None else "metric"
-    note = f"{what} {before:.4g} → {reached:.4g} with {len(in_float)} layers in float"
+    note = f"{what} {before_value:.4g} → {reached:.4g} with {len(in_float)} layers in float"
+    if savings and in_float:
+        lost = sum(savings.get(name, 0.0) for name in in_float)
+        note += f", which saved {lost * 1e6:.3g} of {sum(savings.values()) * 1e6:.3g} µs"
     row = ToolRow("mixed precision", *(math.nan, math.nan), note)
-    return replace(found, plan=plan, rows=(*found.rows, row)), warning
+    return replace(found, plan=trials.plan(in_float), rows=(*found.rows, row))
+
+
+def saved_seconds(
+    plan: Plan, before: Sequence[KernelTime], after: Sequence[KernelTime]
+) -> dict[str, float]:
+    """Seconds per run that each layer saves in integers.
+
+    Args:
+        before, after: kernels of the float and of the quantized program: their nodes, and seconds.
+            One that computes several layers counts for each with its part.
+    """
+    owner = {node: group.name for group in layers_of(plan.groups) for node in group.nodes}
+    saved = dict.fromkeys((group.name for group in layers_of(plan.groups)), 0.0)
+    for kernels, sign in ((before, 1.0), (after, -1.0)):
+        for nodes, seconds in kernels:
+            owners = {owner[node] for node in nodes if node in owner}
+            for name in owners:
+                saved[name] += sign * seconds / len(owners)
+    return saved
+
+
+@dataclass
+class _Trials:
+    """Finished models with some layers in float, each tried once."""
+
+    run: Run
+    found: Planned
+    config: QuantizationConfig
+    outputs: Sequence[str]
+    judge: Judge
+    known: dict[frozenset[str], float] = field(default_factory=dict)
+
+    def value(self, in_float: Sequence[str]) -> float:
+        """What the judge says of the model with these layers in float."""
+        key = frozenset(in_float)
+        if key not in self.known:
+            if len(key) == len(layers_of(self.found.plan.groups)):
+                return math.inf  # the float model, which is no quantized one: see plan()
+            model = apply(self.found.base, self.plan(in_float), integer_io=False)
+            self.known[key] = self.judge(_predictor(self.run, model, self.outputs))
+        return self.known[key]
+
+    def plan(self, in_float: Sequence[str]) -> Plan:
+        """The plan with some layers in float; what was found out for the others is kept."""
+        graph = Graph(self.found.base)
+        placement = place(graph, self.config, in_float)
+        plan = make_plan(graph, placement, self.found.statistics, self.config)
+        codes = {each.node: each.codes for each in self.found.plan.weights}
+        weights = tuple(replace(each, codes=codes[each.node]) for each in plan.weights)
+        kept = {each.node for each in weights}
+        shifts = {n: each for n, each in self.found.plan.corrections.items() if n in kept}
+        return replace(plan, weights=weights, corrections=shifts)
+
+
+def _predictor(run: Run, model: OnnxModel, outputs: Sequence[str]) -> Predict:
+    def predict(inputs: Feeds) -> Feeds:
+        return run(model, inputs, outputs)
+
+    return predict
 
 
 def _target(
@@ -89,24 +159,3 @@ def _target(
         )
     log.info("the float model's metric is %g", base)
     return metric, float(base) - config.max_drop
-
-
-def _finished(run: Run, found: Planned, plan: Plan, outputs: Sequence[str]) -> Predict:
-    model = apply(found.base, plan, integer_io=False)
-
-    def predict(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        return run(model, inputs, outputs)
-
-    return predict
-
-
-def _without(found: Planned, config: QuantizationConfig, in_float: Sequence[str]) -> Plan:
-    """The plan with some layers in float; what was found out for the others is kept."""
-    graph = Graph(found.base)
-    placement = place(graph, config, in_float)
-    plan = make_plan(graph, placement, found.statistics, config)
-    codes = {each.node: each.codes for each in found.plan.weights}
-    weights = tuple(replace(each, codes=codes[each.node]) for each in plan.weights)
-    kept = {each.node for each in weights}
-    shifts = {name: each for name, each in found.plan.corrections.items() if name in kept}
-    return replace(plan, weights=weights, corrections=shifts)

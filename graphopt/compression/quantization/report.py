@@ -102,7 +102,7 @@ class QuantizationReport:
         outputs: by name, SQNR in dB of the quantized model's outputs.
         layers: in topological order. floats: in topological order.
         bytes_before, bytes_after: of the models' constants.
-        seconds_before, seconds_after: per run, if they were measured, see with_times().
+        seconds_before, seconds_after: per run on calibration data, if there is any.
         warnings: what the user should know.
     """
 
@@ -176,20 +176,24 @@ def make_report(
     plan: Plan,
     statistics: Statistics | None,
     measurements: Measurements | None,
-    effects: Mapping[str, float],
+    outputs: Mapping[str, float],
     tools: Sequence[ToolRow],
     data: str,
     warnings: Sequence[str],
 ) -> QuantizationReport:
-    """The report on a canonical model and its quantized form."""
+    """The report on a canonical model and its quantized form.
+
+    Args:
+        outputs: SQNR in dB of the quantized model's outputs.
+    """
     graph = Graph(model)
     return QuantizationReport(
         config=plan.config,
         data=data,
         batches=0 if statistics is None else statistics.batches,
         compared=0 if measurements is None else measurements.batches,
-        outputs={} if measurements is None else dict(measurements.outputs),
-        layers=tuple(_layer(graph, plan, group, measurements, effects) for group in plan.groups),
+        outputs=dict(outputs),
+        layers=tuple(_layer(graph, plan, group, measurements) for group in plan.groups),
         floats=tuple(FloatRow(each.node, each.op, each.reason) for each in plan.refusals),
         tensors=tuple(
             _tensor(each, statistics.of(each.tensor), measurements)
@@ -208,10 +212,10 @@ def _layer(
     plan: Plan,
     group: Group,
     measurements: Measurements | None,
-    effects: Mapping[str, float],
 ) -> LayerRow:
     weight = plan.weight(group.name)
     found = None if measurements is None else measurements.layers.get(group.output)
+    effect = None if measurements is None else measurements.effects.get(group.name)
     noise = None
     if weight is not None:
         values = graph.array(weight.tensor)
@@ -225,7 +229,7 @@ def _layer(
         tuple(name for name in group.reads if plan.activation(name) is not None),
         noise,
         found,
-        effects.get(group.name),
+        effect,
     )
 
 

@@ -14,7 +14,14 @@ from graphopt.frontend.model import Array, OnnxModel
 Run: TypeAlias = Callable[[OnnxModel, Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
 """(model, inputs by name, names of tensors) → these tensors: outputs or any computed ones."""
 
-Batches: TypeAlias = Iterable[Mapping[str, Array]]
+KernelTime: TypeAlias = tuple[tuple[str, ...], float]
+"""The nodes that a kernel computes, and its seconds per run."""
+
+Profiler: TypeAlias = Callable[[OnnxModel, Mapping[str, Array], Sequence[str]], list[KernelTime]]
+"""As Run, with the time of each kernel."""
+
+Feeds: TypeAlias = Mapping[str, Array]
+Batches: TypeAlias = Iterable[Feeds]
 
 _SAME = 1e-2
 """Largest difference, over the largest value, between a model and its canonical form. Rounding
@@ -32,16 +39,17 @@ def observed(
         yield {name: feeds[name] if name in inputs else computed[name] for name in tensors}
 
 
-def check_same(run: Run, before: OnnxModel, after: OnnxModel, feeds: Mapping[str, Array]) -> None:
+def check_same(first: Feeds, second: Feeds, opset: int) -> None:
     """Refuse a canonical form that computes something else than the model.
 
+    Args:
+        first, second: the float outputs of the model, and of its canonical form.
+        opset: of the canonical form.
+
     Raises:
-        ModelError: a float output differs, naming it.
+        ModelError: an output differs, naming it.
     """
-    graph = Graph(before)
-    outputs = [name for name in graph.outputs if graph.is_float(name)]
-    first, second = run(before, feeds, outputs), run(after, feeds, outputs)
-    for name in outputs:
+    for name in first:
         a, b = first[name].astype(np.float64), second[name].astype(np.float64)
         size = float(np.max(np.abs(a), initial=0.0))
         same = a.shape == b.shape
@@ -50,5 +58,11 @@ def check_same(run: Run, before: OnnxModel, after: OnnxModel, feeds: Mapping[str
                 STAGE,
                 f"output '{name}' changed when the model was raised to a newer operator set or "
                 "its batch normalisations were folded.",
-                hint=f"export the model with opset_version={max(13, after.opsets.get('', 13))}.",
+                hint=f"export the model with opset_version={max(13, opset)}.",
             )
+
+
+def float_outputs(model: OnnxModel) -> list[str]:
+    """The outputs that are compared."""
+    graph = Graph(model)
+    return [name for name in graph.outputs if graph.is_float(name)]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterable, Iterator
 
 from graphopt.compression.quantization.feeds import Data, checked, input_specs
 from graphopt.compression.quantization.graph import STAGE
 from graphopt.compression.quantization.placement import Placement
-from graphopt.compression.quantization.running import Run, check_same, observed
+from graphopt.compression.quantization.probe import FloatProbe, float_probe
+from graphopt.compression.quantization.running import Feeds, Run, check_same, float_outputs
 from graphopt.compression.quantization.statistics import Statistics, gather
 from graphopt.errors import OptionError
-from graphopt.frontend.model import Array, OnnxModel
+from graphopt.frontend.model import OnnxModel
+
+log = logging.getLogger(__name__)
 
 KEPT_BATCHES = 16
 KEPT_BYTES = 1 << 26
 """Batches on which models are compared, at most."""
+_SAYING = 1.0
+"""Seconds between two words about progress."""
 
 
 class Samples:
@@ -24,10 +31,10 @@ class Samples:
         """Args:
         prepared: the user's model, to which the canonical one, `base`, is compared once.
         """
-        self._prepared, self._data, self._run = prepared, data, run
+        self.prepared, self._data, self._run = prepared, data, run
         self._specs = input_specs(base)
         self._begun = False
-        self.kept: list[Mapping[str, Array]] = []
+        self.kept: list[Feeds] = []
 
     @property
     def description(self) -> str:
@@ -39,8 +46,12 @@ class Samples:
         """What the user should know of them."""
         return None if self._data is None else self._data.warning
 
-    def statistics(self, base: OnnxModel, placement: Placement) -> Statistics | None:
+    def statistics(
+        self, base: OnnxModel, placement: Placement
+    ) -> tuple[Statistics, FloatProbe] | None:
         """Statistics of what is to be in 8 bits, and of what products read; None without data.
+
+        With them comes the model that gave them, which later comparisons need too.
 
         Raises:
             InputError: the data does not fit the model, or there is none.
@@ -57,21 +68,29 @@ class Samples:
             )
         channels = _channels(placement)
         tensors = list(dict.fromkeys([*placement.tensors, *channels]))
+        probe = float_probe(base, placement.groups, tensors)
         batches = checked(self._data.batches(self._specs), self._specs)
-        return gather(self._observed(base, tensors, batches), tensors, channels)
+        return gather(self._observed(base, probe, batches), tensors, channels), probe
 
     def _observed(
-        self, base: OnnxModel, tensors: Sequence[str], batches: Iterable[Mapping[str, Array]]
-    ) -> Iterator[Mapping[str, Array]]:
+        self, base: OnnxModel, probe: FloatProbe, batches: Iterable[Feeds]
+    ) -> Iterator[Feeds]:
         first = not self._begun
         self._begun = True
-        for feeds in self._keeping(batches) if first else batches:
+        said = time.monotonic()
+        for place, feeds in enumerate(self._keeping(batches) if first else batches):
+            values = self._run(probe.model, probe.feeds(feeds, {}, {}), probe.wanted)
             if first:
-                check_same(self._run, self._prepared, base, feeds)
+                outputs = float_outputs(self.prepared)
+                exact = self._run(self.prepared, feeds, outputs) if outputs else {}
+                check_same(exact, {**feeds, **values}, base.opsets.get("", 13))
                 first = False
-            yield from observed(self._run, base, [feeds], tensors)
+            if time.monotonic() - said > _SAYING:
+                log.info("calibrating: %d batches", place + 1)
+                said = time.monotonic()
+            yield {**feeds, **values}
 
-    def _keeping(self, batches: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    def _keeping(self, batches: Iterable[Feeds]) -> Iterator[Feeds]:
         nbytes = 0
         for feeds in batches:
             nbytes += sum(array.nbytes for array in feeds.values())

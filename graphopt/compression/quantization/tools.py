@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from graphopt.compression.quantization.apply import apply
 from graphopt.compression.quantization.bias_correction import corrections
@@ -15,9 +15,10 @@ from graphopt.compression.quantization.measure import compared
 from graphopt.compression.quantization.placement import place
 from graphopt.compression.quantization.plan import Plan
 from graphopt.compression.quantization.planning import make_plan
+from graphopt.compression.quantization.probe import FloatProbe
 from graphopt.compression.quantization.report import ToolRow
 from graphopt.compression.quantization.rounding import with_rounding
-from graphopt.compression.quantization.running import Run
+from graphopt.compression.quantization.running import Run, float_outputs
 from graphopt.compression.quantization.samples import Samples
 from graphopt.compression.quantization.smooth import smoothed
 from graphopt.compression.quantization.statistics import Statistics
@@ -28,12 +29,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Planned:
-    """A canonical model with its statistics and plan, and what the tools so far gained."""
+    """A canonical model with its statistics and plan, and what the tools so far gained.
+
+    Attributes:
+        probe: the model that gave the statistics; None without data.
+        quality: SQNR in dB of the worst output, once a tool has asked for it.
+    """
 
     base: OnnxModel
+    probe: FloatProbe | None
     statistics: Statistics | None
     plan: Plan
-    rows: tuple[ToolRow, ...] = field(default=())
+    rows: tuple[ToolRow, ...] = ()
+    quality: float | None = None
 
 
 def planned(run: Run, samples: Samples, base: OnnxModel, config: QuantizationConfig) -> Planned:
@@ -69,24 +77,24 @@ def _plain(run: Run, samples: Samples, base: OnnxModel, config: QuantizationConf
     graph = Graph(base)
     placement = place(graph, config)
     log.info("calibrating with %s", samples.description)
-    statistics = samples.statistics(base, placement)
-    return Planned(base, statistics, make_plan(graph, placement, statistics, config))
+    statistics, probe = samples.statistics(base, placement) or (None, None)
+    return Planned(base, probe, statistics, make_plan(graph, placement, statistics, config))
 
 
 def _joined(
     run: Run, samples: Samples, before: Planned, after: Planned, tool: str, note: str
 ) -> Planned:
-    values = [quality(run, samples, each) for each in (before, after)]
-    return replace(after, rows=(*before.rows, ToolRow(tool, values[0], values[1], note)))
+    first = quality(run, samples, before) if before.quality is None else before.quality
+    second = quality(run, samples, after)
+    rows = (*before.rows, ToolRow(tool, first, second, note))
+    return replace(after, rows=rows, quality=second)
 
 
 def quality(run: Run, samples: Samples, found: Planned) -> float:
     """SQNR in dB of the worst output; NaN without data."""
     if not samples.kept:
         return math.nan
-    graph = Graph(found.base)
-    outputs = [name for name in graph.outputs if graph.is_float(name)]
     quantized = apply(found.base, found.plan, integer_io=False)
-    return min(
-        compared(run, found.base, quantized, samples.kept, outputs).values(), default=math.nan
-    )
+    outputs = float_outputs(found.base)
+    values = compared(run, samples.prepared, quantized, samples.kept, outputs)
+    return min(values.values(), default=math.nan)
