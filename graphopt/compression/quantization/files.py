@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from graphopt.compression.quantization.feeds import InputSpec, fits
 from graphopt.compression.quantization.graph import STAGE
+from graphopt.compression.quantization.rows import StoredArrays, StoredRows
 from graphopt.errors import InputError
 from graphopt.frontend.model import Array
 
@@ -34,7 +37,8 @@ class ArrayFile:
 
     def batches(self, specs: tuple[InputSpec, ...]) -> Iterator[Mapping[str, Array]]:
         """Batches of the model's size, or of up to MAX_BATCH samples where that is open."""
-        yield from in_batches(_named(read(self.path), specs, self.path), specs)
+        with _reading(self.path) as stored:
+            yield from in_batches(_named(stored, specs, self.path), specs)
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,24 @@ class ArrayFolder:
 
     def batches(self, specs: tuple[InputSpec, ...]) -> Iterator[Mapping[str, Array]]:
         """One batch per file, in the order of the names; a missing batch axis is added."""
+        by_name = {spec.name: spec for spec in specs}
         files = sorted(p for p in self.path.iterdir() if p.suffix in (".npz", ".npy"))
         if {path.stem for path in files} == {spec.name for spec in specs} and all(
             path.suffix == ".npy" for path in files
         ):
-            arrays = {path.stem: read(path)[""] for path in files}
-            yield from in_batches(arrays, specs)
+            with ExitStack() as stack:
+                arrays = {path.stem: stack.enter_context(_reading(path))[""] for path in files}
+                yield from in_batches(arrays, specs)
             return
         for path in files:
-            named = _named(read(path), specs, path)
-            yield {spec.name: _with_batch(named[spec.name], spec) for spec in specs}
+            with _reading(path) as stored:
+                named = _named(stored, specs, path)
+                batch = {n: _with_batch(named[n].whole(), spec) for n, spec in by_name.items()}
+            yield batch
 
 
 def in_batches(
-    arrays: Mapping[str, Array], specs: tuple[InputSpec, ...]
+    arrays: Mapping[str, StoredRows], specs: tuple[InputSpec, ...]
 ) -> Iterator[Mapping[str, Array]]:
     """Arrays with samples along the first axis, as batches.
 
@@ -77,39 +85,46 @@ def in_batches(
         InputError: numbers of samples differ, or do not divide into batches.
     """
     _check_samples(arrays, specs)
-    pieces = {spec.name: _cuts(arrays[spec.name], spec) for spec in specs}
-    counts = {len(cuts) for cuts in pieces.values() if cuts is not None}
-    if len(counts) > 1:
-        sizes = ", ".join(f"{n}: {len(cuts)}" for n, cuts in pieces.items() if cuts is not None)
-        raise InputError(STAGE, f"the inputs have different numbers of batches ({sizes}).")
-    for place in range(counts.pop() if counts else 1):
-        batch = {}
-        for name, cuts in pieces.items():
-            batch[name] = arrays[name] if cuts is None else arrays[name][cuts[place]]
+    sizes = {spec.name: _rows_of_a_batch(arrays[spec.name], spec) for spec in specs}
+    counts = {
+        name: arrays[name].shape[0] // (size or 1)
+        for name, size in sizes.items()
+        if size is not None
+    }
+    if len({*counts.values()}) > 1:
+        given = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise InputError(STAGE, f"the inputs have different numbers of batches ({given}).")
+    same = {name: arrays[name].whole() for name, size in sizes.items() if size is None}
+    for _ in range(max(counts.values(), default=1)):
+        batch = dict(same)
+        for name, size in sizes.items():
+            if size is not None:
+                rows = arrays[name].take(size or 1)
+                batch[name] = rows if size else rows[0]
         yield batch
 
 
-def _check_samples(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...]) -> None:
+def _check_samples(arrays: Mapping[str, StoredRows], specs: tuple[InputSpec, ...]) -> None:
     """Inputs whose batch is open must have as many samples as each other."""
     lengths = {
-        spec.name: len(arrays[spec.name])
+        spec.name: arrays[spec.name].shape[0]
         for spec in specs
-        if spec.shape and spec.shape[0] is None and arrays[spec.name].ndim == len(spec.shape)
+        if spec.shape and spec.shape[0] is None and len(arrays[spec.name].shape) == len(spec.shape)
     }
     if len({*lengths.values()}) > 1:
         sizes = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise InputError(STAGE, f"the inputs have different numbers of samples ({sizes}).")
 
 
-def _cuts(array: Array, spec: InputSpec) -> list[slice | int] | None:
-    """Where to cut an array; None to use it whole every time."""
+def _rows_of_a_batch(array: StoredRows, spec: InputSpec) -> int | None:
+    """How many rows make a batch, 0 if each row is one; None to use the array whole every time."""
     if spec.shape is None or spec.shape == ():
         return None
-    if array.ndim == len(spec.shape) + 1:
-        return list(range(len(array)))
-    if array.ndim != len(spec.shape) or len(array) == 0:
+    if len(array.shape) == len(spec.shape) + 1:
+        return 0
+    if len(array.shape) != len(spec.shape) or array.shape[0] == 0:
         return None  # the check of the batches says what is wrong
-    count, batch = len(array), spec.shape[0]
+    count, batch = array.shape[0], spec.shape[0]
     if batch is None:
         batch = max(size for size in range(1, MAX_BATCH + 1) if count % size == 0)
     if batch == 0 or count % batch:
@@ -118,7 +133,7 @@ def _cuts(array: Array, spec: InputSpec) -> list[slice | int] | None:
             f"'{spec.name}' has {count} samples, and the model takes {batch} at a time.",
             hint=f"give a multiple of {batch}.",
         )
-    return [slice(start, start + batch) for start in range(0, count, batch)]
+    return batch
 
 
 def _with_batch(array: Array, spec: InputSpec) -> Array:
@@ -128,8 +143,8 @@ def _with_batch(array: Array, spec: InputSpec) -> Array:
 
 
 def _named(
-    arrays: Mapping[str, Array], specs: tuple[InputSpec, ...], path: Path
-) -> Mapping[str, Array]:
+    arrays: Mapping[str, StoredRows], specs: tuple[InputSpec, ...], path: Path
+) -> Mapping[str, StoredRows]:
     """Arrays by input name; one array is the only input's, whatever it is called."""
     names = [spec.name for spec in specs]
     if len(arrays) == 1 == len(names):
@@ -143,19 +158,20 @@ def _named(
     return arrays
 
 
-def read(path: Path) -> dict[str, Array]:
-    """The arrays of a file by name; that of an .npy has the name "".
+@contextmanager
+def _reading(path: Path) -> Iterator[Mapping[str, StoredRows]]:
+    """The arrays of a file by name, while it is read; that of an .npy has the name "".
 
     Raises:
-        InputError: it cannot be read, or is no file of numbers.
+        InputError: it cannot be read, is no file of numbers, or ends too early.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded as stored:
-            return {name: stored[name] for name in stored.files}
+        with StoredArrays(path) as stored:
+            yield stored.arrays
     except OSError as error:
         raise InputError(STAGE, f"cannot read '{path}': {error.strerror or error}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(STAGE, f"'{path}' is no file of numbers: {error}.") from error
+    except (ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError) as error:
+        raise InputError(
+            STAGE, f"'{path}' is no file of numbers, or is damaged: {error}.",
+            hint="write it again (numpy.savez).",
+        ) from error  # fmt: skip
