@@ -27,6 +27,17 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped
         return next(self._batches, None)
 
 
+def write_prepared(source: Path, target: Path) -> None:
+    """Write `source` as ONNX Runtime's tool wants it, in an opset with scales per channel."""
+    with tempfile.TemporaryDirectory(prefix="graphopt-ort-") as folder:
+        model = onnx.load(source)
+        if max(each.version for each in model.opset_import if not each.domain) < FIRST_PER_CHANNEL:
+            # Else the tools write attributes that the model's opset does not have.
+            source = Path(folder) / "upgraded.onnx"
+            onnx.save(version_converter.convert_version(model, FIRST_PER_CHANNEL), source)
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+
+
 def quantize_with_ort(source: Path, target: Path, batches: Sequence[Feeds], **options: Any) -> None:
     """Write `source` quantized to `target`: QDQ, unsigned activations, signed weights per channel.
 
@@ -34,12 +45,7 @@ def quantize_with_ort(source: Path, target: Path, batches: Sequence[Feeds], **op
     """
     with tempfile.TemporaryDirectory(prefix="graphopt-ort-") as folder:
         prepared = Path(folder) / "prepared.onnx"
-        model = onnx.load(source)
-        if max(each.version for each in model.opset_import if not each.domain) < FIRST_PER_CHANNEL:
-            # Else the tool writes attributes that the model's opset does not have.
-            source = Path(folder) / "upgraded.onnx"
-            onnx.save(version_converter.convert_version(model, FIRST_PER_CHANNEL), source)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        write_prepared(source, prepared)
         quantize_static(
             str(prepared),
             str(target),

@@ -1,244 +1,297 @@
-"""What quantization costs in accuracy, beside ONNX Runtime's quantizer on the same data.
+"""What quantization costs in accuracy, beside ONNX Runtime's and NNCF's quantizers.
 
-    python benchmarks/quantization_accuracy.py
-    python benchmarks/quantization_accuracy.py --tasks ppocr_rec --variants min-max mse
+    python benchmarks/quantization_accuracy.py --cache out/accuracy
+    python benchmarks/quantization_accuracy.py --tasks magika --quantizers graphopt nncf --seeds 1
 
-For each seed, every quantizer gets the same calibration data, and every model, the float one too,
-the same held-out samples; all run in ONNX Runtime. Figures are means over all samples and seeds;
-differences are paired, sample by sample, with their 95 % interval.
+Four pretrained models, each with calibration samples that the seed chooses and held-out samples
+that are the same for all. Every quantizer gets the same calibration samples and the same prepared
+model (see peer_model()), and every model, the float one too, runs in ONNX Runtime on one thread.
+Shown are error rates over all seeds, and differences with their paired 95 % intervals (see
+paired.py). With --cache, what is done is not done again as long as graphopt's quantizer is as it
+was. Exit status 1 if a bar is missed: graphopt's defaults cost more than half a point, or are worse
+than a peer by more than chance explains.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from quantization_tasks import TASKS, Feeds, Task
+from nncf_quantizer import is_installed, quantize_with_nncf
+from ort_quantizer import quantize_with_ort, write_prepared
+from paired import Difference, difference, error_rate
+from quantization_tasks import Array, Feeds, Predict, Sample, Task, mistakes
+from quantized_share import quantized_share
 from rich.console import Console
-from rich.table import Table
+from task_digits import Digits
+from task_files import FileTypes
+from task_text import TextLines
+from task_voice import Voice
 
 import graphopt
+from graphopt.artifact.atomic import replacing
+from graphopt.frontend.load import load_model
+from graphopt.frontend.prepare import prepare
 
-Array = np.ndarray[Any, Any]
-Quantizer = Callable[[Path, Sequence[Feeds], Path, Mapping[str, Any]], None]
-
+TASKS: tuple[Task, ...] = (Digits(), TextLines(), Voice(), FileTypes())
+FLOAT = "float32"
 OURS: dict[str, dict[str, Any]] = {
     "graphopt": {},
-    "min-max": {"method": "min-max"},
-    "moving-average": {"method": "moving-average"},
-    "percentile": {"method": "percentile"},
-    "entropy": {"method": "entropy"},
-    "mse": {"method": "mse"},
-    "bias": {"correct_bias": True},
-    "equalize": {"equalize": True},
-    "smooth": {"smooth": 0.5},
-    "adaround": {"rounding": "adaround"},
-    "gptq": {"rounding": "gptq"},
-    "min-sqnr-25": {"min_sqnr": 25.0},
-    "int8-weights": {"config": "int8-weights"},
-    "int4-weights": {"config": "int4-weights"},
-    "int4-gptq": {"config": "int4-weights", "rounding": "gptq"},
+    "graphopt-w4": {"config": "int4-weights"},
+    "graphopt-w4a8": {"weight_bits": 4},
 }
-"""Variants of graphopt.quantize(); the first one has all defaults."""
-THEIRS = ("ort-minmax", "ort-entropy", "ort-percentile")
-DEFAULT = ("graphopt", "ort-minmax", "ort-entropy", "ort-percentile")
+"""Options of graphopt.quantize(); the first one has the defaults, which the bars are about."""
+ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
+NNCF = {"nncf": "performance", "nncf-mixed": "mixed"}
+QUANTIZERS = (*OURS, *ORT, *NNCF)
+MOST = 0.5
+"""Points that graphopt's defaults may cost."""
 
 
-def ours(options: Mapping[str, Any]) -> Quantizer:
-    """graphopt.quantize() with options."""
+def peer_model(source: Path, task: Task) -> onnx.ModelProto:
+    """The float model as every peer gets it: inputs bound, branches taken, constants folded.
 
-    def quantize(
-        model: Path, data: Sequence[Feeds], out: Path, constants: Mapping[str, Any]
-    ) -> None:
-        result = graphopt.quantize(model, data, constants=constants or None, **options)
+    Without that, neither peer can quantize a model with control flow.
+    """
+    bound = {name: np.asarray(value) for name, value in task.constants.items()}
+    return prepare(load_model(source), task.shapes, bound).proto
+
+
+def quantized(
+    name: str,
+    task: Task,
+    source: Path,
+    data: Sequence[Feeds],
+    out: Path,
+    options: Mapping[str, Any],
+) -> None:
+    """Write a model as the quantizer called `name` makes it; `options` are for graphopt's."""
+    if name in OURS:
+        result = graphopt.quantize(
+            source, data, shapes=task.shapes, constants=dict(task.constants), threads=1,
+            **{**OURS[name], **options},
+        )  # fmt: skip
         result.save(out)
+        return
+    ready = out.with_suffix(".ready.onnx")
+    onnx.save(peer_model(source, task), ready)
+    if name in ORT:
+        from onnxruntime.quantization import CalibrationMethod
 
-    return quantize
-
-
-def theirs(name: str) -> Quantizer:
-    """ONNX Runtime's quantize_static as its documentation advises: preprocessed, per channel."""
-
-    def quantize(
-        model: Path, data: Sequence[Feeds], out: Path, constants: Mapping[str, Any]
-    ) -> None:
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            CalibrationMethod,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
-            def __init__(self) -> None:
-                self._batches = iter(data)
-
-            def get_next(self) -> Feeds | None:
-                batch = next(self._batches, None)
-                fixed = {name: np.asarray(value) for name, value in constants.items()}
-                return None if batch is None else {**batch, **fixed}
-
-        methods = {
-            "ort-minmax": CalibrationMethod.MinMax,
-            "ort-entropy": CalibrationMethod.Entropy,
-            "ort-percentile": CalibrationMethod.Percentile,
-        }
-        ready = out.with_suffix(".ready.onnx")
-        raised = onnx.version_converter.convert_version(
-            onnx.load(model), max(13, onnx.load(model).opset_import[0].version)
-        )
-        onnx.save(raised, ready)
-        quant_pre_process(str(ready), str(ready), skip_symbolic_shape=True)
-        quantize_static(
-            str(ready),
-            str(out),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[name],
-        )
-
-    return quantize
+        quantize_with_ort(ready, out, data, calibrate_method=CalibrationMethod[ORT[name]])
+    else:
+        prepared = out.with_suffix(".prepared.onnx")
+        write_prepared(ready, prepared)
+        quantize_with_nncf(prepared, out, data, NNCF[name])
 
 
-def decisions(path: Path, task: Task, seed: int, count: int) -> tuple[list[Any], list[Any]]:
-    """What a model decides for each held-out sample, and what is right (None: not known)."""
+def predictor(path: Path, constants: Mapping[str, Any]) -> Predict:
+    """A model in ONNX Runtime."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    constants = {name: np.asarray(value) for name, value in (task.constants or {}).items()}
-    found, right = [], []
-    for feeds, truth in task.samples(seed, count):
-        given = {**feeds, **constants}
-        outputs = session.run(names, {name: given[name] for name in wanted})
-        found.append(task.decide(dict(zip(names, outputs, strict=True))))
-        right.append(truth)
-    return found, right
+    fixed = {name: np.asarray(value) for name, value in constants.items() if name in wanted}
+
+    def predict(feeds: Feeds) -> Mapping[str, Array]:
+        return dict(zip(names, session.run(names, {**feeds, **fixed}), strict=True))
+
+    return predict
 
 
-def scores(decided: Sequence[Any], right: Sequence[Any]) -> Array:
-    """1 for each right decision, 0 for the others."""
-    return np.asarray([float(a == b) for a, b in zip(decided, right, strict=True)])
-
-
-def interval(differences: Array) -> tuple[float, float]:
-    """The mean of paired differences and half of its 95 % interval."""
-    half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
-    return float(differences.mean()), float(half)
-
-
-def measure(
-    task: Task, variants: Sequence[str], seeds: Sequence[int], count: int, console: Console
-) -> dict[str, Any] | None:
-    """Scores of all variants of a task; None if its packages are not installed."""
-    found: dict[str, list[Array]] = {name: [] for name in ("float32", *variants)}
-    failures: dict[str, str] = {}
-    seconds: dict[str, float] = dict.fromkeys(variants, 0.0)
-    with tempfile.TemporaryDirectory(prefix="graphopt-quantization-") as name:
-        folder = Path(name)
-        model = task.model(folder)
-        if model is None:
-            return None
-        for seed in seeds:
+def measured(
+    name: str, task: Task, seed: int, samples: Sequence[Sample], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a model decides, the seconds that quantizing took, and what is in integers."""
+    with tempfile.TemporaryDirectory(prefix="graphopt-accuracy-") as folder:
+        source = task.model(Path(folder))
+        assert source is not None
+        path, seconds, share = source, 0.0, {}
+        if name != FLOAT:
             data = task.calibration(seed)
-            exact, truths = decisions(model, task, seed, count)
-            right = [a if b is None else b for a, b in zip(exact, truths, strict=True)]
-            found["float32"].append(scores(exact, right))
-            for variant in variants:
-                if variant in failures:
-                    continue
-                out = folder / f"{variant}.onnx"
-                quantizer = theirs(variant) if variant in THEIRS else ours(OURS[variant])
-                started = time.perf_counter()
-                try:
-                    quantizer(model, data, out, task.constants or {})
-                    seconds[variant] += time.perf_counter() - started
-                    found[variant].append(scores(decisions(out, task, seed, count)[0], right))
-                except Exception as error:
-                    failures[variant] = f"{type(error).__name__}: {str(error)[:300]}"
-                    continue
-                mean = found[variant][-1].mean()
-                console.print(f"{task.name} seed {seed} {variant}: {mean:.4f}", highlight=False)
-    joined = {name: np.concatenate(each) for name, each in found.items() if each}
-    reference = joined["float32"]
-    rows = {}
-    for name, each in joined.items():
-        if name in failures:
+            path = Path(folder) / "quantized.onnx"
+            started = time.perf_counter()
+            quantized(name, task, source, data, path, options)
+            seconds = time.perf_counter() - started
+            share = asdict(quantized_share(onnx.load(path), data[0], name == "graphopt-w4"))
+        predict = predictor(path, task.constants)
+        decided = [task.decide(predict, sample) for sample in samples]
+    return {"decided": decided, "seconds": seconds, "share": share}
+
+
+def digest(name: str, options: Mapping[str, Any]) -> str:
+    """Of the code that a result follows from."""
+    here = Path(__file__).parent
+    files = [*here.glob("task_*.py"), *here.glob("*_quantizer.py"), here / "digits.py"]
+    if name in OURS:
+        package = Path(graphopt.__file__).parent
+        files += [*(package / "compression").rglob("*.py"), package / "quantizing.py"]
+    found = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
+    for path in sorted(files):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def cached(
+    folder: Path | None, name: str, task: Task, seed: int, samples: Sequence[Sample],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """measured(), or what an earlier run left in `folder`."""
+    if folder is None:
+        return measured(name, task, seed, samples, options)
+    mine = options if name in OURS else {}
+    path = folder / f"{task.name}-{name}-{seed}-{len(samples)}-{digest(name, mine)}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(measured(name, task, seed, samples, mine))
+        with replacing(path, "benchmark") as file:
+            file.write(text.encode())
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def evaluate(
+    task: Task, names: Sequence[str], seeds: int, count: int, folder: Path | None,
+    options: Mapping[str, Any], console: Console,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything about one task."""
+    samples = task.samples(count)
+    exact = cached(folder, FLOAT, task, 0, samples, {})["decided"]
+    right = [
+        decided if sample.truth is None else sample.truth
+        for decided, sample in zip(exact, samples, strict=True)
+    ]
+    errors = {FLOAT: [_mistakes(exact, right)]}
+    changes, rows, failures = {}, {}, {}
+    for name in names:
+        found = []
+        try:
+            for seed in range(seeds):
+                found.append(cached(folder, name, task, seed, samples, options))
+                console.print(f"{task.name}: {name}, seed {seed}", style="dim", highlight=False)
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {str(error)[:300]}"
+            console.print(f"[red]{task.name}: {name} failed: {failures[name]}", highlight=False)
             continue
+        errors[name] = [_mistakes(each["decided"], right) for each in found]
+        changes[name] = [_mistakes(each["decided"], exact) for each in found]
         rows[name] = {
-            "score": float(each.mean()),
-            "against float32": interval(each - reference),
-            "against ours": interval(joined[variants[0]] - each),
-            "seconds to quantize": seconds.get(name, 0.0) / len(seeds),
+            "errors": error_rate(errors[name]),
+            "drop": asdict(difference(errors[name], errors[FLOAT])),
+            "changed": error_rate(changes[name]),
+            "seconds to quantize": float(np.mean([each["seconds"] for each in found])),
+            **found[0]["share"],
         }
+    ours = next(iter(OURS))
+    for name in rows:
+        if ours in rows and name != ours:
+            rows[name]["graphopt less it"] = asdict(difference(errors[ours], errors[name]))
+    decisions = sum(total for _, total in errors[FLOAT][0])
     return {
-        "score": task.score_name, "samples": len(reference), "rows": rows, "failures": failures
+        "unit": task.unit, "samples": len(samples), "decisions": decisions, "seeds": seeds,
+        "float32": error_rate(errors[FLOAT]), "rows": rows, "failures": failures,
     }  # fmt: skip
 
 
-def table(name: str, found: Mapping[str, Any], first: str) -> Table:
-    """One line per variant."""
-    shown = Table(title=f"{name}: {found['score']}, {found['samples']} samples")
-    for heading in ("variant", "score", "− float32", f"{first} − it", "seconds"):
-        shown.add_column(heading, justify="left" if heading == "variant" else "right")
-    for variant, row in found["rows"].items():
-        (lost, half), (gain, width) = row["against float32"], row["against ours"]
-        shown.add_row(
-            variant,
-            f"{row['score']:.2%}",
-            f"{lost:+.2%} ± {half:.2%}" if variant != "float32" else "",
-            f"{gain:+.2%} ± {width:.2%}" if variant not in ("float32", first) else "",
-            f"{row['seconds to quantize']:.1f}" if variant != "float32" else "",
+def _mistakes(decided: Sequence[Any], right: Sequence[Any]) -> list[tuple[int, int]]:
+    return [mistakes(a, b) for a, b in zip(decided, right, strict=True)]
+
+
+def table(name: str, found: Mapping[str, Any]) -> str:
+    """Markdown: one line per quantizer."""
+    lines = [
+        f"**{name}**: {found['decisions']} {found['unit']} in {found['samples']} samples, "
+        f"{found['seeds']} seeds; float32 errs in {found['float32']:.2f} %.",
+        "",
+        "| quantizer | errors, % | drop, points | changed, % | graphopt less it, points "
+        "| products in integers | of the MACs | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for quantizer, row in found["rows"].items():
+        drop = Difference(**row["drop"])
+        versus = row.get("graphopt less it")
+        lines.append(
+            f"| {quantizer} | {row['errors']:.2f} | {_interval(drop)} | {row['changed']:.2f} "
+            f"| {_interval(Difference(**versus)) if versus else ''} "
+            f"| {row['quantized']} of {row['products']} | {row['of_macs']:.0%} "
+            f"| {row['seconds to quantize']:.0f} |"
         )
-    for variant, reason in found["failures"].items():
-        shown.add_row(variant, f"failed: {reason}")
-    return shown
+    lines += [f"| {each} | failed: {why} |" for each, why in found["failures"].items()]
+    return "\n".join(lines)
+
+
+def _interval(value: Difference) -> str:
+    return f"{value.mean:+.2f} ({value.low:+.2f} … {value.high:+.2f})"
+
+
+def missed(results: Mapping[str, Any]) -> list[str]:
+    """Bars that graphopt's defaults miss, in words."""
+    ours, found = next(iter(OURS)), []
+    for task, result in results.items():
+        rows = result["rows"]
+        if ours in result["failures"]:
+            found.append(f"{task}: {result['failures'][ours]}")
+        if ours not in rows:
+            continue
+        if rows[ours]["drop"]["mean"] > MOST:
+            found.append(f"{task}: a drop of {rows[ours]['drop']['mean']:.2f} points")
+        for peer in (*ORT, *NNCF):
+            if peer in rows and rows[peer]["graphopt less it"]["low"] > 0:
+                found.append(f"{task}: worse than {peer}")
+    return found
 
 
 def main() -> int:
-    """Measure; 0 if every variant worked."""
-    names = [task.name for task in TASKS]
+    """Measure what is asked for."""
+    tasks = [task.name for task in TASKS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", nargs="+", choices=names, default=names)
-    parser.add_argument(
-        "--variants", nargs="+", choices=(*OURS, *THEIRS), default=list(DEFAULT), metavar="NAME",
-        help=f"the first is compared with the others: {', '.join((*OURS, *THEIRS))}",
-    )  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
     parser.add_argument("--seeds", type=int, default=3, help="calibration sets (default: 3)")
-    parser.add_argument("--samples", type=int, default=1000, help="held out, per seed")
+    parser.add_argument("--samples", type=int, default=1000, help="held out (default: 1000)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps results between runs")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, metavar="JSON",
+        help='fields of QuantizationConfig for graphopt\'s rows, such as {"correct_bias": true}',
+    )  # fmt: skip
     arguments = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    results, bad = {}, False
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    results = {}
+    names = [name for name in arguments.quantizers if name not in NNCF or is_installed()]
+    if len(names) < len(arguments.quantizers):
+        console.print("[yellow]skipped NNCF: it is not installed (pip install nncf)")
     for task in (each for each in TASKS if each.name in arguments.tasks):
-        seeds = range(arguments.seeds)
-        found = measure(task, arguments.variants, seeds, arguments.samples, console)
-        if found is None:
-            console.print(f"[yellow]skipped {task.name}: a package is not installed")
-            continue
-        console.print(table(task.name, found, arguments.variants[0]))
-        results[task.name] = found
-        bad = bad or bool(found["failures"])
+        with tempfile.TemporaryDirectory(prefix="graphopt-accuracy-") as folder:
+            if task.model(Path(folder)) is None:
+                console.print(f"[yellow]skipped {task.name}: a package is not installed")
+                continue
+        results[task.name] = evaluate(
+            task, names, arguments.seeds, arguments.samples, arguments.cache, arguments.options,
+            console,
+        )  # fmt: skip
+        print(f"\n{table(task.name, results[task.name])}\n", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 1 if bad or not results else 0
+    bars = missed(results)
+    for text in bars:
+        console.print(f"[red]missed: {text}")
+    return 1 if bars or not results else 0
 
 
 if __name__ == "__main__":
