@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -256,6 +257,40 @@ class CompiledModel:
                 complete(item)
                 _check_complete(item)
         bundle.save(path, *parts(items))
+
+    def save_c_library(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str = "model",
+        weights: str = "embedded",
+    ) -> tuple[Path, ...]:
+        """Write the only specialisation as a C library that needs libc, libm and POSIX threads.
+
+        The files are NAME.h, which says how to use it, NAME.c, libNAME.a, libNAME.so,
+        NAMEConfig.cmake and, if they are not embedded, NAME.weights. It computes what run() does,
+        to the last bit.
+
+        Args:
+            folder: made if it is not there.
+            name: what the names of its files and functions begin with; a C identifier.
+            weights: "embedded", or "file" for a file that is mapped into memory.
+
+        Returns:
+            the files.
+
+        Raises:
+            OptionError: an option is wrong; the model is not one straight-line program, has open
+                shapes, or is compiled for several.
+            CompileError: there is no C compiler for the target, or it fails.
+            ArtifactError: a file cannot be written; an old one stays as it was.
+        """
+        from graphopt.shipping import write_c_library
+
+        items = self._compiled("save")
+        return write_c_library(
+            items, self.specialisations, self._model, self._config, folder, name, weights
+        )
 
     def _compiled(self, stage: str) -> list[AnyProgram]:
         items = [ready.item for _, ready in self._programs.items()]

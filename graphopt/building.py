@@ -55,7 +55,6 @@ class _MachineCode:
         with self._lock:
             if self._library is None:
                 self._library = shared_library(self._objects, self._linker)
-                self._objects = ()
             return self._library
 
 
@@ -171,6 +170,7 @@ class Builder:
             tuple(sorted(target.needed(_uses_tiles(result.report)))),
             module,
             library,
+            result.objects[1:],
         )
 
     def _segment(self, part: Part) -> Segment:

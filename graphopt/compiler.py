@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from graphopt.codegen.executable import build
+from graphopt.codegen.executable import build, c_control_object
 from graphopt.codegen.jobs import KernelJobs
 from graphopt.codegen.plan import Plan
 from graphopt.config import CompileConfig
@@ -195,6 +195,12 @@ def compile_choice(
     """The plan and module of a posed problem with one offer for each group: for the tuner."""
     lowered, _, module = _built(problem, chosen, config, pool, False, _Stages())
     return lowered.emitted, module
+
+
+def c_control(plan: Plan, config: CompileConfig, symbols: Mapping[str, str]) -> bytes:
+    """An object file with a plan's control flow as C functions, as c_control_object() says."""
+    target, arch = config.target.tvm_target(config.threads), config.target.arch
+    return c_control_object(plan, target, arch, symbols, config.numerics != "strict")
 
 
 def lower_chosen(

@@ -36,6 +36,7 @@ class Specialisation:
         target, architecture, features: as in the manifest's Entry.
         module: gives the runtime module with `run` and `serve`.
         library: gives the same as the bytes of a shared library; it may need a linker.
+        kernels: object files of its kernels; none where it was not compiled in this process.
     """
 
     plan: Plan
@@ -48,6 +49,7 @@ class Specialisation:
     features: tuple[str, ...]
     module: Callable[[], Any]
     library: Callable[[], bytes]
+    kernels: tuple[bytes, ...] = ()
 
     @property
     def key(self) -> Key:

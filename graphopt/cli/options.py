@@ -119,6 +119,14 @@ def writable(path: str) -> Path:
     return target
 
 
+def folder(path: str) -> Path:
+    """`path`, after checking that it is a folder or can become one; OptionError if not."""
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise OptionError("options", f"'{path}' is no folder.", hint="name one; it may be new.")
+    return target
+
+
 def read_arrays(path: str) -> dict[str, Array]:
     """The arrays of an .npz file by name.
 

@@ -116,17 +116,34 @@ def _compile(verbs: Any) -> None:
     parser = _verb(
         verbs,
         "compile",
-        "compile a model to a .gopt file",
+        "compile a model to a .gopt file or a C library",
         "Compile an ONNX model to one .gopt file, which needs no compiler to run.\n"
-        "Programs are kept in a cache and found again (see graphopt cache).",
+        "Programs are kept in a cache and found again (see graphopt cache).\n"
+        "With --emit c-library: to a header, an archive, a shared library and a CMake config,\n"
+        "which need neither graphopt nor Python.",
         "model.onnx -o model.gopt",
         "model.onnx -o model.gopt --shape x=1,3,224,224 --threads 2",
         "model.onnx -o model.gopt --shape x=1,128 --shape x=8,128   (two specialisations)",
         "model.onnx -o model.gopt --shape x=1,512 --constant rate=16000",
         "model.onnx -o model.gopt --target aarch64:cortex-a76",
+        "model.onnx -o folder --emit c-library",
+        "model.onnx -o folder --emit c-library --name detector --weights file --threads 2",
     )
     parser.add_argument("model", metavar="MODEL.onnx")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.gopt")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE.gopt", help="or the folder of a C library"
+    )
+    parser.add_argument(
+        "--emit", choices=("gopt", "c-library"), default="gopt", help="what to make (default: gopt)"
+    )
+    parser.add_argument(
+        "--name", help="of the C library and its functions (default: the model file's name)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("embedded", "file"),
+        help="the C library's weights: in it, or in a file that it maps (default: embedded)",
+    )
     parser.add_argument("--target", default="cpu", help=_TARGET_HELP)
     _shape_flag(
         parser, _SHAPE_HELP + "; given k times for one input, it makes k programs in one file"

@@ -6,8 +6,9 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -18,6 +19,8 @@ from graphopt.cli.progress import spinner
 from graphopt.errors import OptionError
 
 OK, FAILED = 0, 1
+
+Saver: TypeAlias = "Callable[[graphopt.CompiledModel], tuple[Path, ...]]"
 
 
 class Screen:
@@ -43,13 +46,9 @@ class Screen:
 
 def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the verb's name)
     """graphopt compile"""
-    from graphopt.codegen.linker import find_linker
-
-    path = options.writable(args.output)
-    if path.exists() and Path(args.model).exists() and path.samefile(args.model):
-        raise OptionError("options", f"'{path}' is the model itself.", hint="name another file.")
     target = graphopt.TargetSpec.parse(args.target)
-    find_linker(target.arch)  # a missing one is said before the work, not after it
+    # What is missing or wrong is said before the work, not after it.
+    save = _library_saver(args, target) if args.emit == "c-library" else _file_saver(args, target)
     started = time.perf_counter()
     with screen.busy(f"compiling {args.model}"):
         model = graphopt.compile(
@@ -64,16 +63,19 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
             calibration=args.calibration,
             dump_ir=args.dump_ir,
             max_weight_growth=args.max_weight_growth,
-            cache=not args.no_cache and args.dump_ir is None,
+            # The cache keeps linked programs, of which no other library can be made.
+            cache=not args.no_cache and args.dump_ir is None and args.emit == "gopt",
         )
-        model.save(path)
-    nbytes, elapsed = path.stat().st_size, time.perf_counter() - started
+        files = save(model)
+    nbytes = sum(file.stat().st_size for file in files)
+    elapsed = time.perf_counter() - started
     reports = model.reports
     for account in reports:
         for warning in account.warnings:
             screen.err.print(f"warning: {warning}", markup=False)
     result = {
-        "output": str(path),
+        "output": args.output,
+        "files": [str(file) for file in files],
         "bytes": nbytes,
         "seconds": elapsed,
         "programs": [account.to_dict() for account in reports],
@@ -83,8 +85,42 @@ def compile(args: argparse.Namespace, screen: Screen) -> int:  # noqa: A001 (the
         result["quantization"] = model.quantization.to_dict()
         notes.append(Text(model.quantization.headline))
     tables = [render.report(account) for account in reports]
-    screen.show(result, *notes, *tables, f"wrote {path} ({render.size(nbytes)}) in {elapsed:.1f} s")
+    written = f"wrote {', '.join(map(str, files))} ({render.size(nbytes)}) in {elapsed:.1f} s"
+    screen.show(result, *notes, *tables, written)
     return OK
+
+
+def _file_saver(args: argparse.Namespace, target: graphopt.TargetSpec) -> Saver:
+    """What saves a model to the .gopt file that `args` name."""
+    from graphopt.codegen.linker import find_linker
+
+    for flag, value in (("--name", args.name), ("--weights", args.weights)):
+        if value is not None:
+            raise OptionError(
+                "options", f"{flag} is for C libraries.", hint="add --emit c-library."
+            )
+    path = options.writable(args.output)
+    if path.exists() and Path(args.model).exists() and path.samefile(args.model):
+        raise OptionError("options", f"'{path}' is the model itself.", hint="name another file.")
+    find_linker(target.arch)
+
+    def save(model: graphopt.CompiledModel) -> tuple[Path, ...]:
+        model.save(path)
+        return (path,)
+
+    return save
+
+
+def _library_saver(args: argparse.Namespace, target: graphopt.TargetSpec) -> Saver:
+    """What saves a model as the C library that `args` name."""
+    from graphopt.codegen.c_library.names import default_library_name
+    from graphopt.shipping import check_options
+
+    folder = options.folder(args.output)
+    name = default_library_name(Path(args.model).stem) if args.name is None else args.name
+    weights = args.weights or "embedded"
+    check_options(target, name, weights)
+    return lambda model: model.save_c_library(folder, name=name, weights=weights)
 
 
 def run(args: argparse.Namespace, screen: Screen) -> int:

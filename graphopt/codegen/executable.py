@@ -57,6 +57,30 @@ def control_object(plan: Plan, target: Any, arch: str, flush_subnormals: bool = 
     return linked_object(functions, target, EXPORTED)
 
 
+def c_control_object(
+    plan: Plan, target: Any, arch: str, symbols: Mapping[str, str], flush_subnormals: bool = True
+) -> bytes:
+    """An object file with C functions: void run(void *ctx), int32_t serve(void *ctx, int32_t task).
+
+    Args:
+        symbols: "run", and "serve" where it is wanted → the name it gets.
+    """
+    functions = control_functions(plan, arch, flush_subnormals)
+    lowered = _lowered(
+        {var: function.with_attr("target", target) for var, function in functions.items()},
+        target,
+        entries=False,
+    )
+    named = {
+        var: function.with_attr("global_symbol", symbols[var.name_hint])
+        if var.name_hint in symbols
+        else function
+        for var, function in lowered.items()
+        if var.name_hint in symbols or var.name_hint == "team"
+    }
+    return _object_code(_llvm_module(named, target))
+
+
 def linked_object(functions: Mapping[Any, Any], target: Any, exported: Sequence[str]) -> bytes:
     """An object file with functions that call kernels; those named are packed functions in it."""
     return _object_code(_llvm_module(_entries(functions, target, exported), target))

@@ -14,7 +14,11 @@ from pathlib import Path
 from graphopt.errors import CompileError
 from graphopt.runtime.host import host_arch
 
-_NATIVE = ("c++", "g++", "clang++")
+# Names of compilers; cross compilers have the architecture before them.
+_NATIVE = {"C++": ("c++", "g++", "clang++"), "C": ("cc", "gcc", "clang")}
+_CROSS = {"C++": ("g++", "gcc"), "C": ("gcc",)}
+_VARIABLE = {"C++": "CXX", "C": "CC"}
+_DEBIAN = {"aarch64": "arm64", "x86_64": "amd64"}  # the architecture in names of packages
 
 # The program calls only libc and libm (and TVM's runtime, which the process has already opened), so
 # no C++ runtime is linked. Nothing that differs between two links may enter the file: no build id,
@@ -70,32 +74,47 @@ def find_linker(arch: str, environment: Mapping[str, str] | None = None) -> Link
     Raises:
         CompileError: there is none; called before any work that would be lost.
     """
+    return Linker(arch, find_compiler(arch, "C++", environment))
+
+
+def find_compiler(
+    arch: str, language: str, environment: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The words of the command that compiles and links "C" or "C++" for `arch`.
+
+    Raises:
+        CompileError: there is none.
+    """
     env = os.environ if environment is None else environment
-    path = env.get("PATH", "")
+    path, variable = env.get("PATH", ""), _VARIABLE[language]
     native = arch == host_arch()
-    if native and env.get("CXX", "").strip():
-        words = shlex.split(env["CXX"])
+    if native and env.get(variable, "").strip():
+        words = shlex.split(env[variable])
         program = shutil.which(words[0], path=path)
         if program is None:
             raise CompileError(
                 "link",
-                f"CXX names '{words[0]}', which is not an executable program.",
-                hint="correct the environment variable CXX or remove it.",
+                f"{variable} names '{words[0]}', which is not an executable program.",
+                hint=f"correct the environment variable {variable} or remove it.",
             )
-        return Linker(arch, (program, *words[1:]))
-    names = _NATIVE if native else (f"{arch}-linux-gnu-g++", f"{arch}-linux-gnu-gcc")
+        return (program, *words[1:])
+    triple = f"{arch}-linux-gnu"
+    names = _NATIVE[language] if native else tuple(f"{triple}-{n}" for n in _CROSS[language])
     for name in names:
         program = shutil.which(name, path=path)
         if program is not None:
-            return Linker(arch, (program,))
+            return (program,)
+    purpose = "a linker" if language == "C++" else "a C compiler"
+    package = f"{_CROSS[language][0]}-{triple.replace('_', '-')}"
+    headers = f"libc6-dev-{_DEBIAN.get(arch, arch)}-cross"
     raise CompileError(
         "link",
-        f"saving a program for {arch} needs a linker, and none of {', '.join(names)} is on PATH.",
+        f"saving a program for {arch} needs {purpose}, and none of {', '.join(names)} is on PATH.",
         hint=(
-            "install g++ or clang++, or name one in the environment variable CXX; compiling and "
-            "running in memory need none."
+            f"install {' or '.join(names[1:])}, or name one in the environment variable "
+            f"{variable}; compiling and running in memory need none."
             if native
-            else f"install the cross compiler (Debian: g++-{arch.replace('_', '-')}-linux-gnu)."
+            else f"install the cross compiler (Debian: apt-get install {package} {headers})."
         ),
     )
 

@@ -20,7 +20,7 @@ from graphopt.frontend.scope import Names, Scope, spec_of
 from graphopt.frontend.segments import Segment, Segments, value_operands
 from graphopt.frontend.shapes import graph_inputs
 
-__all__ = ["Segment", "Staged", "needs_host", "partition"]
+__all__ = ["Segment", "Staged", "host_reasons", "needs_host", "partition"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +33,28 @@ class Staged:
 
 def needs_host(model: OnnxModel) -> bool:
     """Whether a prepared model holds anything that one straight-line program cannot do."""
+    return bool(host_reasons(model))
+
+
+def host_reasons(model: OnnxModel) -> list[tuple[str, str]]:
+    """What one straight-line program cannot do: ids of nodes, or names of inputs and outputs, each
+    with the reason."""
     graph = model.proto.graph
-    if any(
-        value.type.WhichOneof("value") in ("sequence_type", "optional_type")
+    found = [
+        (value.name, "it is a sequence or an optional")
         for value in (*graph.input, *graph.output)
-    ):
-        return True
+        if value.type.WhichOneof("value") in ("sequence_type", "optional_type")
+    ]
     constants = {tensor.name for tensor in graph.initializer}
-    return any(
-        is_stepwise(node)
-        or is_data_dependent(node)
-        or any(name not in constants for name in value_operands(node))
-        for node in graph.node
-    )
+    for node in graph.node:
+        computed = [name for name in value_operands(node) if name not in constants]
+        if is_stepwise(node):
+            found.append((node.name, f"{node.op_type} is run step by step"))
+        elif is_data_dependent(node):
+            found.append((node.name, f"the shape of {node.op_type}'s result depends on data"))
+        elif computed:
+            found.append((node.name, f"{node.op_type} needs the value of '{computed[0]}'"))
+    return found
 
 
 def partition(model: OnnxModel) -> Staged:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from emulate import missing_tools, run_on_aarch64
-from onnx import TensorProto, helper
+from networks import attention_block, quantized_network, small_network
 
 import graphopt
 from graphopt.compiler import Program, compile_model
@@ -18,75 +17,6 @@ pytestmark = pytest.mark.skipif(
     bool(missing_tools()),
     reason=f"needs {missing_tools()}: apt-get install g++-aarch64-linux-gnu qemu-user",
 )
-
-
-def small_network():
-    """Convolutions of three kinds, a squeeze-and-excite block, pooling and a classifier."""
-    rng = np.random.default_rng(0)
-    initializers, nodes = [], []
-
-    def weight(name, *shape):
-        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)
-        initializers.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
-        return name
-
-    def add(op, inputs, output, **attrs):
-        nodes.append(helper.make_node(op, inputs, [output], name=output, **attrs))
-        return output
-
-    x = add("Conv", ["x", weight("w0", 20, 3, 3, 3), weight("b0", 20)], "c0", pads=[1] * 4)
-    x = add("Relu", [x], "r0")
-    same = {"pads": [1] * 4}
-    y = add("Conv", [x, weight("w1", 20, 20, 3, 3)], "c1", **same)
-    x = add("Add", [x, y], "a1")
-    d = add("Conv", [x, weight("w2", 20, 1, 3, 3)], "c2", group=20, strides=[2, 2], **same)
-    d = add("HardSigmoid", [d], "h2")
-    s = add("GlobalAveragePool", [d], "p2")
-    s = add("Sigmoid", [add("Conv", [s, weight("w3", 20, 20, 1, 1)], "c3")], "s3")
-    x = add("Mul", [d, s], "m3")
-    x = add("MaxPool", [x], "p4", kernel_shape=[3, 3], strides=[2, 2])
-    x = add("Flatten", [x], "f5")
-    x = add("Gemm", [x, weight("w5", 7, 180), weight("b5", 7)], "g5", transB=1)
-    add("Softmax", [x], "y")
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 14, 14])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 7])],
-        initializers,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
-def attention_block():
-    """Layer norm, matmul, GELU and softmax on odd sizes."""
-    rng = np.random.default_rng(1)
-    tensors = {
-        "g": rng.standard_normal(44),
-        "b": rng.standard_normal(44),
-        "w": rng.standard_normal((44, 50)) / 7,
-        "half": np.array(0.5),
-        "one": np.array(1.0),
-        "root": np.array(np.sqrt(2.0)),
-    }
-    nodes = [
-        helper.make_node("LayerNormalization", ["x", "g", "b"], ["n"]),
-        helper.make_node("MatMul", ["n", "w"], ["m"]),
-        helper.make_node("Div", ["m", "root"], ["d"]),
-        helper.make_node("Erf", ["d"], ["e"]),
-        helper.make_node("Add", ["e", "one"], ["o"]),
-        helper.make_node("Mul", ["m", "o"], ["q"]),
-        helper.make_node("Mul", ["q", "half"], ["u"]),
-        helper.make_node("Softmax", ["u"], ["y"], axis=-1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "block",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 13, 44])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 13, 50])],
-        [onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in tensors.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
 @pytest.mark.parametrize("make", [small_network, attention_block])
@@ -103,16 +33,6 @@ def test_an_aarch64_program_computes_the_same(make, tmp_path):
     expected = session.run(None, {"x": x})[0]
     found = run_on_aarch64(program, {"x": x}, tmp_path)["y"]
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-def quantized_network():
-    """Convolutions of three kinds on bytes, one with a residual, and a classifier, as Q/DQ."""
-    model = small_network()
-    reader = [
-        {"x": np.random.default_rng(i).standard_normal((1, 3, 14, 14)).astype("f4")}
-        for i in range(3)
-    ]
-    return graphopt.quantize(model, reader).model
 
 
 @pytest.mark.parametrize("processor", ["cortex-a76", "neoverse-v2"])
