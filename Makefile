@@ -68,15 +68,17 @@ $(BIN)/python:
 	    echo "Python's venv module is incomplete: sudo apt-get install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV)
 
-# For the tests that cross-compile to aarch64; without these tools they say why they are skipped.
+# For the tests that cross-compile; without these tools they say why they are skipped.
 cross-tools:
-	@command -v qemu-aarch64 >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null || { \
+	@command -v qemu-aarch64 >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null && \
+	    command -v riscv64-linux-gnu-g++ >/dev/null && command -v cmake >/dev/null || { \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	        echo "Installing g++-aarch64-linux-gnu and qemu-user ..."; \
+	        echo "Installing cross compilers for aarch64 and riscv64, qemu-user and cmake ..."; \
 	        apt-get update -qq; \
 	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	            g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user >/dev/null; \
-	    fi; } || echo "Could not install the aarch64 tools: their tests are skipped." >&2
+	            g++-aarch64-linux-gnu libc6-dev-arm64-cross g++-riscv64-linux-gnu \
+	            libc6-dev-riscv64-cross qemu-user cmake >/dev/null; \
+	    fi; } || echo "Could not install the cross compilers: their tests are skipped." >&2
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -74,7 +74,7 @@ def compile(  # noqa: A001 (the public contract's name)
     Args:
         model: a path, the bytes of an .onnx file, or a ModelProto.
         target: "cpu" for this machine, "cpu:NAME" or "x86_64:NAME" or "aarch64:NAME" for another
-            processor by LLVM's name, or a TargetSpec.
+            processor by LLVM's name, "x86-64-v3" or "riscv64" for a level, or a TargetSpec.
         shapes: input name → shape, or a list of such dicts: one specialisation each, with shared
             weights. A named dimension bound by one input is bound in the others too.
         constants: input name → value for inputs that are compiled in, such as {"rate": 16000}, or

@@ -84,7 +84,8 @@ _AARCH64 = (
     _Known("BF16", frozenset({"bf16"}), False, "bfloat16 products at up to 4 times the rate"),
     _Known("SVE", frozenset({"sve"}), False, "longer vectors where the processor has them"),
 )
-_BY_ARCH = {"x86_64": _X86, "aarch64": _AARCH64}
+_RISCV64 = (_Known("V", frozenset({"v"}), True, "4 float32 per instruction"),)
+_BY_ARCH = {"x86_64": _X86, "aarch64": _AARCH64, "riscv64": _RISCV64}
 
 
 def extensions(target: TargetSpec) -> tuple[Extension, ...]:

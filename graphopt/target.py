@@ -26,9 +26,24 @@ AVX2 = frozenset({"avx2", "fma"})
 _KEY_FEATURES = {
     "x86_64": ("avx512vnni", "avxvnni", "avx512bf16", "avx512fp16"),
     "aarch64": ("dotprod", "fullfp16", "i8mm", "bf16", "sve", "sve2"),
+    "riscv64": ("v",),
 }
+_BASE_KEY = {"x86_64": "sse2", "aarch64": "neon", "riscv64": "rv64gc"}
 
-_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+_TRIPLES = {
+    "x86_64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "riscv64": "riscv64-linux-gnu",
+}
+# Levels of an architecture that go by their own names.
+_SHORT = {
+    **{f"x86-64{level}": f"x86_64:x86-64{level}" for level in ("", "-v2", "-v3", "-v4")},
+    "riscv64": "riscv64:rv64gc",
+}
+# What Linux distributions for RISC-V are built for, without and with vectors. LLVM's other
+# processors have extensions that loading could not check.
+_RV64GC = ("+m", "+a", "+f", "+d", "+c")
+_RISCV = {"rv64gc": _RV64GC, "generic-rv64": _RV64GC, "rv64gcv": (*_RV64GC, "+v")}
 _LATER = ("cuda", "opencl")
 _KB, _MB = 1 << 10, 1 << 20
 
@@ -60,7 +75,7 @@ class TargetSpec:
 
     Attributes:
         name: the target as the user wrote it.
-        arch: "x86_64" or "aarch64".
+        arch: "x86_64", "aarch64" or "riscv64".
         mcpu: LLVM's processor name; `mattr` corrects its features ("+avxvnni", "-sha").
         features: instruction-set extensions (LLVM's names) that the code may use; loading checks
             them against the machine.
@@ -81,11 +96,13 @@ class TargetSpec:
 
         "cpu" is this machine; "cpu:NAME" a processor or level of this machine's architecture
         ("cpu:cascadelake", "cpu:x86-64-v3"); "aarch64:NAME" and "x86_64:NAME" say the architecture.
+        "x86-64", "x86-64-v2" to "x86-64-v4" and "riscv64" (the same as "riscv64:rv64gc"; with
+        vectors "riscv64:rv64gcv") are levels that many processors have.
 
         Raises:
             OptionError: the name is unknown (with close matches), or not available yet.
         """
-        kind, _, cpu = text.strip().partition(":")
+        kind, _, cpu = _SHORT.get(text.strip(), text.strip()).partition(":")
         if kind in _LATER:
             raise OptionError(
                 "target",
@@ -99,10 +116,12 @@ class TargetSpec:
             raise OptionError(
                 "target",
                 f"this machine's architecture '{arch}' is not supported.",
-                hint="name one of the supported ones: 'x86_64:NAME' or 'aarch64:NAME'.",
+                hint="name a supported one: 'x86_64:NAME', 'aarch64:NAME' or 'riscv64'.",
             )
         if kind == "cpu" and ":" not in text:
             return _host(text.strip())
+        if arch == "riscv64":
+            return _riscv(text.strip(), cpu)
         if not cpu:
             default = "x86-64" if arch == "x86_64" else "generic"
             raise OptionError(
@@ -159,7 +178,7 @@ class TargetSpec:
         Architecture, vector features, cache class (L1 in KiB, L2 rounded down to a power of two)
         and threads: not the processor's name, because equal processors have several.
         """
-        base = {64: "avx512", 32: "avx2", 16: "neon" if self.arch == "aarch64" else "sse2"}
+        base = {64: "avx512", 32: "avx2", 16: _BASE_KEY[self.arch]}
         vector = [base[self.vector_bytes]]
         vector += [name for name in _KEY_FEATURES[self.arch] if name in self.features]
         l2_class = 1 << (max(self.l2_bytes // _KB, 1).bit_length() - 1)
@@ -186,6 +205,8 @@ class TargetSpec:
 
 def _tvm_target(arch: str, mcpu: str, mattr: tuple[str, ...], threads: int) -> Any:
     spec: dict[str, Any] = {"kind": "llvm", "mtriple": _TRIPLES[arch], "mcpu": mcpu}
+    if arch == "riscv64":
+        spec["mabi"] = "lp64d"
     if mattr:
         spec["mattr"] = list(mattr)
     return Target({**spec, "num-cores": threads})
@@ -211,10 +232,22 @@ def _is_processor(arch: str, cpu: str) -> bool:
     )
 
 
+def _riscv(name: str, cpu: str) -> TargetSpec:
+    if cpu not in _RISCV:
+        raise OptionError(
+            "target",
+            f"'{name}' is not supported.",
+            hint=f"choose {_alternatives([f'riscv64:{level}' for level in _RISCV])}.",
+        )
+    mattr = _RISCV[cpu]
+    features = _llvm_features("riscv64", "generic-rv64", mattr).intersection(FLAGS["riscv64"])
+    return TargetSpec(name, "riscv64", "generic-rv64", mattr, features, *_default_caches(cpu))
+
+
 def _check_cpu(arch: str, cpu: str, text: str) -> None:
     if _is_processor(arch, cpu):
         return
-    for other in _TRIPLES:
+    for other in ("x86_64", "aarch64"):
         if other != arch and _is_processor(other, cpu):
             raise OptionError(
                 "target",
@@ -232,14 +265,14 @@ def _check_cpu(arch: str, cpu: str, text: str) -> None:
 
 def _unknown_target(text: str, kind: str) -> OptionError:
     known = ["cpu", *_TRIPLES]
-    for arch in _TRIPLES:
+    for arch in ("x86_64", "aarch64"):
         if text and _is_processor(arch, text):
             prefix = "cpu" if arch == host_arch() else arch
             return OptionError(
                 "target", f"unknown target '{text}'.", hint=f"write '{prefix}:{text}'."
             )
     close = difflib.get_close_matches(kind.lower(), known, n=1, cutoff=0.5)
-    forms = "targets are 'cpu', 'cpu:NAME', 'x86_64:NAME' and 'aarch64:NAME'."
+    forms = "targets are 'cpu', 'cpu:NAME', 'x86_64:NAME', 'aarch64:NAME' and 'riscv64'."
     return OptionError(
         "target",
         f"unknown target '{text}'.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -112,6 +113,7 @@ def test_equal_names_give_equal_specs() -> None:
         ("aarch64:cascadelake", "write 'x86_64:cascadelake'"),
         ("aarch64:cortex-a67", "'cortex-a76'"),
         ("cortex-a76", ":cortex-a76'"),
+        ("riscv64:sifive-u74", "riscv64:rv64gcv"),
         ("cpuu", "did you mean 'cpu'"),
         ("", "targets are"),
         ("llvm -mcpu=core-avx2", "targets are"),
@@ -144,10 +146,33 @@ def test_arm_flags_become_llvms_names() -> None:
     assert "sve" not in parse_cpuinfo(text, "aarch64")
 
 
+def test_riscvs_letters_are_its_features() -> None:
+    text = "isa\t\t: rv64imafdcv_zicsr_zba\n\nisa\t\t: rv64imafdc_zicsr\n"
+    assert parse_cpuinfo(text.split("\n\n")[0], "riscv64") == set("mafdcv")
+    assert parse_cpuinfo(text, "riscv64") == set("mafdc")
+
+
+@pytest.mark.parametrize("level", ["", "-v2", "-v3", "-v4"])
+def test_levels_go_by_their_own_names(level: str) -> None:
+    short = TargetSpec.parse(f"x86-64{level}")
+    assert replace(short, name="") == replace(TargetSpec.parse(f"{X86}x86-64{level}"), name="")
+
+
+def test_riscv64_is_what_distributions_are_built_for() -> None:
+    plain, vectors = TargetSpec.parse("riscv64"), TargetSpec.parse("riscv64:rv64gcv")
+    assert plain.features == set("mafdc")
+    assert vectors.features == set("mafdcv")
+    assert plain.key(1).startswith("riscv64-rv64gc-")
+    assert vectors.key(1).startswith("riscv64-rv64gc.v-")
+    assert plain.traits(1).vector_bytes == 16
+    assert plain.tvm_target(1).attrs["mabi"] == "lp64d"
+
+
 def test_without_flags_only_the_baseline_counts() -> None:
     assert parse_cpuinfo("", "x86_64") == {"sse", "sse2"}
     assert parse_cpuinfo("model name: x", "aarch64") == {"neon", "fp-armv8"}
-    assert parse_cpuinfo("", "riscv64") == frozenset()
+    assert parse_cpuinfo("", "riscv64") == set("mafdc")
+    assert parse_cpuinfo("", "s390x") == frozenset()
 
 
 def test_physical_cores_respects_affinity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class Entry:
     Attributes:
         plan: memory and kernel calls, with every dimension bound.
         target: the target key it was compiled for.
-        architecture: by LLVM's name ("x86_64", "aarch64").
+        architecture: by LLVM's name ("x86_64", "aarch64", "riscv64").
         features: CPU features its code needs, by LLVM's names ("avx512f", "neon").
         weights_offset: where its weights (plan.weight_bytes of them) begin in the weights
             member, a multiple of 64. Entries may share weights.

@@ -14,7 +14,7 @@ _SHAPE_HELP = (
 )
 _TARGET_HELP = (
     "processor to compile for: cpu (this machine), cpu:NAME, x86_64:NAME or aarch64:NAME with "
-    "LLVM's name of a processor or level, such as cpu:x86-64-v3 or aarch64:cortex-a76"
+    "LLVM's name of a processor, such as aarch64:cortex-a76; x86-64, x86-64-v2 … v4, riscv64"
 )
 _EXIT_CODES = "exit codes: 0 ok, 1 the check failed, 2 wrong usage or input, 3 a defect of graphopt"
 

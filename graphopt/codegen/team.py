@@ -85,7 +85,9 @@ exit:
   ret void
 }}
 """
-_PAUSE = {"x86_64": "pause", "aarch64": "yield"}
+# RISC-V's pause is a fence that orders nothing, written as a number: it is in all manuals, but not
+# in all assemblers.
+_PAUSE = {"x86_64": "pause", "aarch64": "yield", "riscv64": ".4byte 0x0100000f"}
 
 # Arithmetic on subnormal numbers takes a hundred times longer than on others on x86, and networks
 # do produce them; as zeros they change a result by less than 1e-38. The caller's mode is restored.

@@ -71,10 +71,13 @@ AARCH64_FLAGS = {
     "sve2": "sve2",
     "sme": "sme",
 }
-FLAGS = {"x86_64": X86_FLAGS, "aarch64": AARCH64_FLAGS}
+RISCV64_FLAGS = {letter: letter for letter in "mafdcv"}
+"""Single letters behind "rv64i" in the kernel's list."""
+FLAGS = {"x86_64": X86_FLAGS, "aarch64": AARCH64_FLAGS, "riscv64": RISCV64_FLAGS}
 BASELINE = {
     "x86_64": frozenset({"sse", "sse2"}),
     "aarch64": frozenset({"fp-armv8", "neon"}),
+    "riscv64": frozenset("mafdc"),
 }
 
 _ALIASES = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
@@ -96,8 +99,9 @@ def parse_cpuinfo(text: str, arch: str) -> frozenset[str]:
     per_cpu: list[frozenset[str]] = []
     for line in text.splitlines():
         key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            shown = frozenset(value.split())
+        if key.strip() in ("flags", "Features", "isa"):
+            letters = value.strip().removeprefix("rv64").split("_")[0]
+            shown = frozenset(letters if key.strip() == "isa" else value.split())
             per_cpu.append(frozenset(name for name, flag in names.items() if flag in shown))
     if not per_cpu:
         return BASELINE.get(arch, frozenset())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from graphopt.runtime.memory import numpy_dtype
 DRIVER = Path(__file__).with_name("driver.c")
 STRICT = ("-std=c99", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+
+EMULATOR = {"aarch64": ("qemu-aarch64",), "riscv64": ("qemu-riscv64", "-cpu", "rv64,v=true")}
 
 
 def build(folder: Path, name: str, arch: str | None = None, sanitize: bool = True) -> list[str]:
@@ -34,7 +37,7 @@ def build(folder: Path, name: str, arch: str | None = None, sanitize: bool = Tru
     compiler = "gcc" if native else f"{arch}-linux-gnu-gcc"
     command = [compiler, *flags, *macros, "-I.", *sources, f"lib{name}.a", "-lm", "-lpthread"]
     subprocess.run([*command, "-o", "driver"], cwd=folder, check=True)
-    return ["./driver"] if native else [f"qemu-{arch}", "./driver"]
+    return ["./driver"] if native else [*EMULATOR[arch], "./driver"]
 
 
 def drive(command, folder: Path, program, inputs, threads, how="run", weights=()):
@@ -50,12 +53,11 @@ def drive(command, folder: Path, program, inputs, threads, how="run", weights=()
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    return {
-        spec.name: np.frombuffer(
-            (folder / f"out{i}").read_bytes(), numpy_dtype(spec.dtype)
-        ).reshape(spec.shape)
-        for i, spec in enumerate(program.outputs)
-    }
+    outputs = {}
+    for index, spec in enumerate(program.outputs):
+        flat = np.frombuffer((folder / f"out{index}").read_bytes(), numpy_dtype(spec.dtype))
+        outputs[spec.name] = flat.reshape([-1 if dim is None else dim for dim in spec.shape])
+    return outputs
 
 
 def init_error(command, folder: Path, *weights: str) -> int:
@@ -64,3 +66,17 @@ def init_error(command, folder: Path, *weights: str) -> int:
         [*command, "init", *weights], cwd=folder, capture_output=True, text=True, check=True
     )
     return int(done.stdout)
+
+
+def feeds(program, seed=3):
+    """Random inputs of a program."""
+    rng = np.random.default_rng(seed)
+    return {
+        spec.name: np.asarray(3 * rng.standard_normal(spec.shape)).astype(spec.dtype)
+        for spec in program.inputs
+    }
+
+
+def numbers(header: Path) -> list[str]:
+    """Names of the errors in the order of their numbers."""
+    return ["OK", *re.findall(r"ERROR_(\w+)", header.read_text())]

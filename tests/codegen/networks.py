@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -78,6 +80,7 @@ def attention_block():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+@cache
 def quantized_network():
     """Convolutions of three kinds on bytes, one with a residual, and a classifier, as Q/DQ."""
     model = small_network()

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from c_driver import STRICT, build, drive, init_error
-from emulate import missing_tools
+from c_driver import STRICT, build, drive, feeds, init_error, numbers
 from networks import attention_block, many_tensors, quantized_network, small_network
 from onnx import TensorProto, helper
 
@@ -30,29 +29,11 @@ ALLOWED = re.compile(
     r"(@.*)?"
 )
 
-emulated = pytest.mark.skipif(
-    bool(missing_tools()),
-    reason=f"needs {missing_tools()}: apt-get install g++-aarch64-linux-gnu qemu-user",
-)
-
-
-def feeds(program, seed=3):
-    rng = np.random.default_rng(seed)
-    return {
-        spec.name: np.asarray(3 * rng.standard_normal(spec.shape)).astype(spec.dtype)
-        for spec in program.inputs
-    }
-
 
 def check_bits(found, expected):
     assert list(found) == list(expected)
     for name, want in expected.items():
         assert found[name].tobytes() == want.tobytes(), name
-
-
-def numbers(header: Path) -> list[str]:
-    """Names of the errors in the order of their numbers."""
-    return ["OK", *re.findall(r"ERROR_(\w+)", header.read_text())]
 
 
 @pytest.fixture(scope="module")
@@ -237,21 +218,6 @@ def test_the_digest_is_blake2b(length, tmp_path):
     if not (tmp_path / "model.weights").exists():
         pytest.skip("this constant is in the code")
     assert init_error(build(tmp_path, "model", sanitize=False), tmp_path, "model.weights") == 0
-
-
-@emulated
-@pytest.mark.parametrize(("make", "tolerance"), [(small_network, 1e-4), (quantized_network, 1e-6)])
-def test_static_aarch64_under_emulation(make, tolerance, tmp_path):
-    model = make()
-    program = graphopt.compile(model, "aarch64:cortex-a76", threads=2)
-    program.save_c_library(tmp_path)
-    inputs = feeds(program)
-    command = build(tmp_path, "model", "aarch64")
-    found = drive(command, tmp_path, program, inputs, 2)["y"]
-    expected = graphopt.compile(model, threads=1).run(inputs)["y"]
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
-    lesser = [command[0], "-cpu", "cortex-a57", *command[1:]]  # it has no dot products
-    assert init_error(lesser, tmp_path) == numbers(tmp_path / "model.h").index("PROCESSOR")
 
 
 @pytest.mark.skipif(host_arch() != "x86_64", reason="for processors of this architecture")

@@ -74,6 +74,8 @@ HWCAP: Mapping[str, Mapping[str, tuple[int, int]]] = {
         "bf16": (_AT_HWCAP2, 1 << 14),
         "sme": (_AT_HWCAP2, 1 << 23),
     },
+    # A bit for each letter.
+    "riscv64": {letter: (_AT_HWCAP, 1 << ord(letter) - ord("a")) for letter in "mafdcv"},
 }
 """Architecture → LLVM's name of a feature → entry of the auxiliary vector, and its bit."""
 
