@@ -63,17 +63,24 @@ def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFu
     def place(at: PrimExpr) -> tuple[PrimExpr, ...]:
         return nest.unflatten(at, frame.shape)
 
-    def finish(value: PrimExpr, at: PrimExpr) -> Stmt:
+    channels = op.output.shape[1:2]
+    padded = bool(layout.block) and channels[0] % layout.block != 0
+
+    def finish(value: PrimExpr, at: PrimExpr, lane: PrimExpr) -> Stmt:
         """Store a value; zero in lanes past the last channel."""
-        index, channels = place(at), op.output.shape[1:2]
-        if layout.block and channels[0] % layout.block:
+        if not padded and not workload.epilogue.operands:
+            # Where only the address counts, a vector may go on into the next row.
+            *outer, last = place(at)
+            return frame.finish(value, (*outer, last + lane))
+        index = place(at + lane)
+        if padded:
             inside = index[1] * layout.block + index[-1] < channels[0]
             value = tirx.Select(inside, value, tirx.const(0, op.output.dtype))
         return frame.finish(value, index)
 
     def single(at: PrimExpr) -> Stmt:
         index = tirx.Cast("int32", tirx.Cast("uint8", nest.read(source, *place(at))))
-        return finish(nest.read(table, index), at)
+        return finish(nest.read(table, index), at, nest.integer(0))
 
     def singles(first: PrimExpr, count: int) -> Stmt:
         whole, rest = divmod(count, _UNROLLED)
@@ -108,7 +115,7 @@ def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFu
             value = tirx.Select(index < zero, high, low)
             dtype = f"{op.output.dtype}x{_WIDTH}"
             store = nest.write(found, tirx.reinterpret(dtype, value), nest.ramp(0, _WIDTH))
-            finished = nest.vectorized(_WIDTH, lambda x: finish(nest.read(found, x), at + x))
+            finished = nest.vectorized(_WIDTH, lambda x: finish(nest.read(found, x), at, x))
             return nest.sequence(tirx.Bind(index, tirx.reinterpret(kind, read)), store, finished)
 
         return nest.sequence(nest.allocate(found), nest.serial(count, vector, "vector"))
