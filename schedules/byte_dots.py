@@ -79,6 +79,29 @@ def add_products(
     return _multiplied(sums, pixels, weights, lanes, traits)
 
 
+def has_fast_dots(traits: TargetTraits) -> bool:
+    """Whether one instruction sums four products of bytes for each lane."""
+    if traits.arch == "aarch64":
+        return traits.dotprod
+    return traits.arch == "x86_64" and traits.vnni and traits.lanes in _MULTIPLY_BYTES
+
+
+def add_codes(sums: PrimExpr, codes: PrimExpr, word: PrimExpr, traits: TargetTraits) -> PrimExpr:
+    """sums[i] + Σ of the bytes j of codes[i] and of word over j < 4; has_fast_dots() only.
+
+    Args:
+        sums, codes: int32, vectors of traits.lanes. Bytes of codes are unsigned on x86, where they
+            may have all eight bits, and signed on aarch64. word: int32, four signed bytes.
+    """
+    lanes = traits.lanes
+    kind = f"int8x{4 * lanes}"
+    codes = tirx.reinterpret(kind, codes)
+    spread = tirx.reinterpret(kind, tirx.Broadcast(word, lanes))
+    if traits.arch == "aarch64":
+        return _call("aarch64.neon.sdot.v4i32.v16i8", f"int32x{lanes}", sums, codes, spread)
+    return _multiplied(sums, codes, spread, lanes, traits)
+
+
 def _multiplied(
     sums: PrimExpr, unsigned: PrimExpr, signed: PrimExpr, lanes: int, traits: TargetTraits
 ) -> PrimExpr:

@@ -19,7 +19,7 @@ from schedules.batched_matmul import chunks_of
 from schedules.epilogue import operand_layouts
 from schedules.gemm import PEAK_SHARE, ColumnPanels, traffic
 from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
-from schedules.matmul_nbits_rows import problem_of
+from schedules.nbits_kernel import problem_of
 from schedules.nest import Buffer, Stmt
 from schedules.product import (
     Blocking,

@@ -12,111 +12,39 @@ points in blocks of Σ|x|·(|c| + |z|)·scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from math import prod
 
 from tvm import tirx
 
 from schedules import nest
-from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gemm import PEAK_SHARE, ColumnPanels, traffic
-from schedules.interface import (
-    PLAIN,
-    Candidate,
-    Cost,
-    Knob,
-    Packing,
-    PrimExpr,
-    PrimFunc,
-    TargetTraits,
-    Workload,
-)
-from schedules.nest import Buffer, Split, Stmt, as_written
+from schedules.epilogue import operand_layouts
+from schedules.gemm import PEAK_SHARE, traffic
+from schedules.interface import PLAIN, Candidate, Cost, Knob, PrimExpr, TargetTraits, Workload
+from schedules.nbits_kernel import NbitsKernel, Plan, packings_of, problem_of, usual_vectors
+from schedules.nest import Buffer, Stmt, as_written
 from schedules.packed_codes import ROWS, Codes, codes_of
-from schedules.product import Problem, accumulator_dtype, cast, ceildiv
+from schedules.product import Problem, accumulator_dtype, ceildiv
 from schedules.space import tunable
-from schedules.tile import by_vectors, fold
-from schedules.vectors import parallel, scratch
+from schedules.tile import fold
 
 MOST_ROWS = 32
 """Of a product; with more, expanding weights once is cheaper."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """rows: of a tile. vectors: of columns, a panel. tasks: shares of the panels."""
-
-    rows: int
-    vectors: int
-    tasks: int
-
-
-def problem_of(workload: Workload) -> Problem:
-    """The product: all leading axes of a are rows."""
-    a = workload.op.inputs[0].shape
-    return Problem((), prod(a[:-1]), a[-1], workload.op.output.shape[-1])
-
-
-class _Kernel:
-    """Emits one kernel."""
+class _Kernel(NbitsKernel):
+    """Sums in float32."""
 
     def __init__(self, workload: Workload, traits: TargetTraits, plan: Plan) -> None:
-        op = workload.op
-        self.workload, self.traits, self.plan = workload, traits, plan
-        self.problem = problem_of(workload)
-        self.block = int(op.attr("block"))
-        self.terms = 8 * ROWS // int(op.attr("bits"))
-        self.width = plan.vectors * traits.lanes
-        self.codes = codes_for(workload, self.width, traits)
-        packings = packings_of(workload, self.width, self.codes)
-        self.a = nest.buffer(op.inputs[0].shape, op.inputs[0].dtype, "a")
-        shapes = [p.packed_shape(s.shape) for p, s in zip(packings, op.inputs[1:], strict=True)]
-        dtypes = [self.codes.dtype, *(sig.dtype for sig in op.inputs[2:])]
-        names = ("b", "scales", "zeros")
-        self.b, self.scales, *zeros = (
-            nest.buffer(shape, dtype, name)
-            for shape, dtype, name in zip(shapes, dtypes, names, strict=False)
-        )
-        self.zeros: Buffer | None = zeros[0] if zeros else None
-        self.zero = float(op.attr("zero")) - self.codes.subtracted
-        self.operands = nest.operand_buffers(workload)
-        self.output = nest.buffer(workload.output.shape, workload.output.dtype, "output")
-        self.groups = ceildiv(self.problem.depth, self.block)
-        self.sums: Buffer = None
+        self.codes = codes_for(workload, plan.vectors * traits.lanes, traits)
+        super().__init__(workload, traits, plan, self.codes.packing, self.codes.dtype)
+        self.terms = 8 * ROWS // int(workload.op.attr("bits"))
+        self.row_sums: Buffer = None
 
-    @property
-    def shifted(self) -> bool:
-        """Whether zero points are left to be subtracted."""
-        return self.zeros is not None or self.zero != 0
-
-    def function(self) -> PrimFunc:
-        """The finished function."""
-        panels = ceildiv(self.problem.columns, self.width)
-        split = Split.of(panels, ceildiv(panels, self.plan.tasks))
-
-        def share(first: PrimExpr, count: int) -> Stmt:
-            self.sums = scratch((self.problem.rows, self.groups), "float32", "sums")
-            loop = nest.serial(count, lambda p: self.panel(first + p), "panel")
-            before = [nest.allocate(self.sums), self.sum_rows()] if self.shifted else []
-            return nest.sequence(*before, loop)
-
-        body = parallel(split.count, lambda task: split.part(task, share))
-        parameters = [
-            self.a,
-            self.b,
-            self.scales,
-            *([self.zeros] if self.zeros is not None else []),
-        ]
-        return nest.function([*parameters, *self.operands, self.output], body)
-
-    def element(self, row: PrimExpr, k: PrimExpr) -> PrimExpr:
-        """An element of the left operand in float32."""
-        leading = self.workload.op.inputs[0].shape[:-1]
-        return cast(nest.read(self.a, *nest.unflatten(row, leading), k), "float32")
-
-    def sum_rows(self) -> Stmt:
-        """The sums of each row's elements, block by block."""
+    def prepare(self) -> Stmt | None:
+        """The sums of each row's elements, block by block, where there are zero points left."""
+        if self.point(nest.integer(0), nest.integer(0), 0, self.codes.subtracted) is None:
+            return None
+        self.row_sums = self.scratch("row_sums")
         lanes = self.traits.lanes
         total = nest.buffer((lanes,), "float32", "row_total", "local")
 
@@ -137,125 +65,83 @@ class _Kernel:
                 nest.serial(whole, lambda i: add(i * lanes, lanes), "k") if whole else None,
                 add(nest.integer(whole * lanes), rest) if rest else None,
                 fold(total, (), lanes, lambda x, y: x + y),
-                nest.write(self.sums, nest.read(total, 0), row, g),
+                nest.write(self.row_sums, nest.read(total, 0), row, g),
             )
 
         def row(r: PrimExpr) -> Stmt:
             return self.each_group(lambda g, count: group(r, g, count))
 
-        return nest.sequence(nest.allocate(total), nest.serial(self.problem.rows, row, "row"))
+        loop = nest.serial(self.problem.rows, row, "row")
+        return nest.sequence(nest.allocate(self.row_sums, total), loop)
 
-    def each_group(self, body: Callable[[PrimExpr, int], Stmt]) -> Stmt:
-        """body(block, its terms) for all blocks; the last one may be shorter."""
-        whole, rest = divmod(self.problem.depth, self.block)
-        return nest.sequence(
-            nest.serial(whole, lambda g: body(g, self.block), "group") if whole else None,
-            body(nest.integer(whole), rest) if rest else None,
-        )
+    def sums(self, panel: PrimExpr, row: PrimExpr, rows: int) -> _Sums:
+        """See NbitsKernel."""
+        return _Sums(self, panel, row, rows)
 
-    def panel(self, panel: PrimExpr) -> Stmt:
-        """All rows of one panel of columns."""
-        rows = Split.of(self.problem.rows, self.plan.rows)
-        return nest.serial(
-            rows.count,
-            lambda part: rows.part(part, lambda row, count: self.tile(panel, row, count)),
-            "tile",
-        )
 
-    def tile(self, panel: PrimExpr, row: PrimExpr, rows: int) -> Stmt:
-        """A tile from `row` on: sums by blocks, then the epilogue."""
-        lanes, vectors = self.traits.lanes, self.plan.vectors
+class _Sums:
+    """A vector of float32 for each row and vector of columns."""
+
+    def __init__(self, kernel: _Kernel, panel: PrimExpr, row: PrimExpr, rows: int) -> None:
+        self.kernel, self.panel, self.row, self.rows = kernel, panel, row, rows
+        self.lanes = kernel.traits.lanes
         # A buffer for each vector: it lives in a register while indices are constant.
-        sums = [
-            [nest.buffer((lanes,), "float32", "block_sum", "local") for _ in range(vectors)]
+        self._sums = [
+            [
+                nest.buffer((self.lanes,), "float32", "block_sum", "local")
+                for _ in range(kernel.plan.vectors)
+            ]
             for _ in range(rows)
         ]
-        totals = [nest.buffer((self.width,), "float32", "total", "local") for _ in range(rows)]
-        every = nest.ramp(0, lanes)
-        zero = tirx.Broadcast(tirx.const(0, "float32"), lanes)
-        each = [(m, v) for m in range(rows) for v in range(vectors)]
+        self._every = nest.ramp(0, self.lanes)
 
-        def columns(v: int) -> PrimExpr:
-            return nest.ramp(v * lanes, lanes)
+    @property
+    def buffers(self) -> list[Buffer]:
+        """See BlockSums."""
+        return [buffer for line in self._sums for buffer in line]
 
-        def step(number: PrimExpr, terms: int) -> Stmt:
-            def multiply(v: int, value: Callable[[int], PrimExpr]) -> Stmt:
-                stmts = []
-                for i in range(terms):
-                    weight = tirx.Var("weight", f"float32x{lanes}")
-                    stmts.append(tirx.Bind(weight, value(i)))
-                    for m in range(rows):
-                        x = self.element(row + m, number * self.terms + i)
-                        total = nest.read(sums[m][v], every) + tirx.Broadcast(x, lanes) * weight
-                        stmts.append(nest.write(sums[m][v], total, every))
-                return nest.sequence(*stmts)
+    def clear(self) -> Stmt:
+        """See BlockSums."""
+        zero = tirx.Broadcast(tirx.const(0, "float32"), self.lanes)
+        return nest.sequence(*[nest.write(buffer, zero, self._every) for buffer in self.buffers])
 
-            return nest.sequence(
-                *[
-                    self.codes.read(
-                        self.b, panel, number, nest.integer(v * lanes), partial(multiply, v)
-                    )
-                    for v in range(vectors)
-                ]
-            )
+    def steps(self, group: PrimExpr, terms: int) -> Stmt:
+        """See BlockSums."""
+        each = self.kernel.terms
+        whole, rest = divmod(terms, each)
+        first = group * (self.kernel.block // each)
+        loop = nest.serial(whole, lambda s: self._step(first + s, each), "k") if whole else None
+        return nest.sequence(loop, self._step(first + whole, rest) if rest else None)
 
-        def group(g: PrimExpr, count: int) -> Stmt:
-            steps, rest = divmod(count, self.terms)
-            first = g * (self.block // self.terms)
-            clear = [nest.write(sums[m][v], zero, every) for m, v in each]
-            return nest.sequence(
-                *clear,
-                nest.serial(steps, lambda s: step(first + s, self.terms), "k") if steps else None,
-                step(first + steps, rest) if rest else None,
-                *[scaled(g, m, v) for m, v in each],
-            )
+    def _step(self, number: PrimExpr, terms: int) -> Stmt:
+        kernel = self.kernel
 
-        def scaled(g: PrimExpr, m: int, v: int) -> Stmt:
-            value = nest.read(sums[m][v], every)
-            if self.shifted:
-                spread = tirx.Broadcast(nest.read(self.sums, row + m, g), lanes)
-                value = value - self.point(panel, g, columns(v)) * spread
-            value = value * nest.read(self.scales, panel, g, columns(v))
-            return nest.write(totals[m], nest.read(totals[m], columns(v)) + value, columns(v))
+        def multiply(v: int, value: Callable[[int], PrimExpr]) -> Stmt:
+            stmts = []
+            for i in range(terms):
+                weight = tirx.Var("weight", f"float32x{self.lanes}")
+                stmts.append(tirx.Bind(weight, value(i)))
+                for m in range(self.rows):
+                    x = kernel.element(self.row + m, number * kernel.terms + i)
+                    product = tirx.Broadcast(x, self.lanes) * weight
+                    total = nest.read(self._sums[m][v], self._every) + product
+                    stmts.append(nest.write(self._sums[m][v], total, self._every))
+            return nest.sequence(*stmts)
 
-        return nest.sequence(
-            nest.allocate(*totals, *[buffer for line in sums for buffer in line]),
-            *[nest.write(totals[m], zero, columns(v)) for m, v in each],
-            self.each_group(group),
-            *[self.finish(panel, row + m, totals[m]) for m in range(rows)],
-        )
+        def vector(v: int) -> Stmt:
+            column = nest.integer(v * self.lanes)
+            return kernel.codes.read(kernel.b, self.panel, number, column, partial(multiply, v))
 
-    def point(self, panel: PrimExpr, g: PrimExpr, columns: PrimExpr) -> PrimExpr:
-        """Zero points that are left, a vector."""
-        lanes = self.traits.lanes
-        if self.zeros is None:
-            return tirx.Broadcast(tirx.const(self.zero, "float32"), lanes)
-        point = cast(nest.read(self.zeros, panel, g, columns), "float32")
-        if not self.codes.subtracted:
-            return point
-        return point - tirx.Broadcast(tirx.const(self.codes.subtracted, "float32"), lanes)
+        return nest.sequence(*[vector(v) for v in range(kernel.plan.vectors)])
 
-    def finish(self, panel: PrimExpr, row: PrimExpr, totals: Buffer) -> Stmt | None:
-        """Store the epilogue of a row of a panel."""
-        op, columns = self.workload.op, self.problem.columns
-        where = nest.unflatten(row, self.workload.output.shape[:-1])
-        reads = [nest.reader(operand) for operand in self.operands]
-
-        def store(j: PrimExpr) -> Stmt:
-            value = cast(nest.read(totals, j), op.output.dtype)
-            index = (*where, panel * self.width + j)
-            element = apply_epilogue(self.workload, value, reads, PLAIN, index)
-            return nest.write(self.output, element, *index)
-
-        def stored(count: int) -> Stmt:
-            return by_vectors(count, self.traits.lanes, store)
-
-        rest = columns % self.width
-        if not rest:
-            return stored(self.width)
-        if columns < self.width:
-            return stored(rest)
-        return nest.branch(panel < columns // self.width, stored(self.width), stored(rest))
+    def total(self, group: PrimExpr, m: int, v: int) -> PrimExpr:
+        """See BlockSums."""
+        value = nest.read(self._sums[m][v], self._every)
+        point = self.kernel.point(self.panel, group, v, self.kernel.codes.subtracted)
+        if point is None:
+            return value
+        row_sum = nest.read(self.kernel.row_sums, self.row + m, group)
+        return value - point * tirx.Broadcast(row_sum, self.lanes)
 
 
 def codes_for(workload: Workload, width: int, traits: TargetTraits) -> Codes:
@@ -264,12 +150,6 @@ def codes_for(workload: Workload, width: int, traits: TargetTraits) -> Codes:
     bits = int(op.attr("bits"))
     shared = float(op.attr("zero")) if len(op.inputs) < 4 else float(1 << (bits - 1))
     return codes_of(bits, width, shared, traits)
-
-
-def packings_of(workload: Workload, width: int, codes: Codes) -> tuple[Packing, ...]:
-    """The packing of each constant input."""
-    parameters = ColumnPanels(width)
-    return (codes.packing, *([parameters] * (len(workload.op.inputs) - 2)))
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -283,17 +163,16 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     if accumulator_dtype(workload) != "float32":
         return ()
-    widest = ceildiv(problem.columns, traits.lanes)
     room = traits.vector_registers - 5
     usual = (4, 3, 5, 2) if problem.rows <= room // 4 else (2, 1)
-    # Panels with few empty columns: those take time, too.
-    vectors = min(usual, key=lambda wide: ceildiv(widest, wide) * wide)
+    vectors = usual_vectors(problem.columns, usual, traits.lanes)
     rows = min(problem.rows, room // vectors)
     values = {
         "rows": ceildiv(problem.rows, ceildiv(problem.rows, rows)),
         "vectors": vectors,
         "tasks": traits.threads,
     }
+    widest = ceildiv(problem.columns, traits.lanes)
     knobs = (
         Knob("rows", tuple(range(1, min(problem.rows, room) + 1))),
         Knob("vectors", tuple(v for v in (1, 2, 3, 4, 5, 6, 8) if v <= widest)),
@@ -307,9 +186,8 @@ def _decided(
 ) -> Candidate | None:
     """The kernel with these decisions."""
     plan = Plan(**values)
-    if plan.rows * plan.vectors + plan.vectors > traits.vector_registers or (
-        plan.rows > problem.rows
-    ):
+    used = plan.rows * plan.vectors + plan.vectors
+    if used > traits.vector_registers or plan.rows > problem.rows:
         return None
     width = plan.vectors * traits.lanes
     codes = codes_for(workload, width, traits)
@@ -320,7 +198,7 @@ def _decided(
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     return Candidate(
         name="matmul_nbits.registers",
-        layouts=(PLAIN, *packings_of(workload, width, codes), *operands),
+        layouts=(PLAIN, *packings_of(workload, width, codes.packing), *operands),
         output=PLAIN,
         cost=Cost(problem.flops, traffic(workload), max(0.01, share)),
         compute=lambda: _Kernel(workload, traits, plan).function(),

@@ -8,7 +8,7 @@ from harness import ALL_TRAITS, AVX512, run_candidate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules import matmul_nbits, matmul_nbits_rows
+from schedules import matmul_nbits, matmul_nbits_digits, matmul_nbits_rows
 from schedules.interface import (
     Candidate,
     Epilogue,
@@ -80,8 +80,9 @@ def test_products(rows, points, bits, traits):
     found = [
         *matmul_nbits.candidates(made[0], traits),
         *matmul_nbits_rows.candidates(made[0], traits),
+        *matmul_nbits_digits.candidates(made[0], traits),
     ]
-    assert len(found) == 2 + (rows < 40)
+    assert len(found) == 2 + (rows < 40) * (1 + traits.vnni)
     for candidate in found:
         check(candidate, made, traits)
 
@@ -94,7 +95,9 @@ def test_every_kernel_of_few_rows(data):
     block = data.draw(st.sampled_from((16, 32, 128)))
     made = case(rows, depth, columns, bits=bits, block=block, points=points)
     traits = data.draw(st.sampled_from(ALL_TRAITS))
-    (candidate,) = matmul_nbits_rows.candidates(made[0], traits)
+    families = (matmul_nbits_rows, matmul_nbits_digits)
+    found = [c for family in families for c in family.candidates(made[0], traits)]
+    candidate = data.draw(st.sampled_from(found))
     values = {knob.name: data.draw(st.sampled_from(knob.values)) for knob in candidate.space.knobs}
     check(candidate.space.make(values) or candidate, made, traits)
 
