@@ -311,9 +311,9 @@ def _decided(
     width = packing.block
     words = ceildiv(problem.columns, width) * plan.vectors * problem.depth / _WORD
     unpacking = 0.0 if packing.bits == 8 else 1.5
-    ends = 11.0 * _WORD / min(int(workload.op.attr("block")), problem.depth)
+    ends = 16.0 * _WORD / min(int(workload.op.attr("block")), problem.depth)
     tiles = ceildiv(problem.rows, plan.rows)
-    cycles = words * (tiles * (1 + unpacking) + problem.rows * (_DIGITS + ends)) / 2
+    cycles = words * (tiles * (1 + unpacking) + problem.rows * (1.25 * _DIGITS + ends)) / 2
     cycles += problem.rows * problem.depth * plan.tasks * 25 / traits.lanes
     share = PEAK_SHARE * problem.flops / (4 * traits.lanes) / cycles
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)

@@ -56,3 +56,56 @@ def test_products_of_bytes_are_instructions_and_exact(processor, tmp_path):
     expected = graphopt.compile(model, threads=1).run({"x": x})["y"]
     found = run_on_aarch64(program, {"x": x}, tmp_path)["y"]
     assert np.abs(found - expected).max() <= 1e-6
+
+
+def pairs_and_packed_weights():
+    """A product of two activations in bytes, in float, and one with weights of 4 bits."""
+    rng = np.random.default_rng(3)
+    block, depth, columns = 16, 44, 20
+    blocks = -(-depth // block)
+    constants = {
+        "scale": np.float32(0.0213),
+        "zero": np.uint8(117),
+        "b": rng.integers(0, 256, (columns, blocks, block // 2)).astype(np.uint8),
+        "scales": rng.random((columns, blocks)).astype(np.float32),
+    }
+    pair = ["scale", "zero"]
+    attrs = {"K": depth, "N": columns, "bits": 4, "block_size": block}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", *pair], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", *pair], ["d"]),
+        helper.make_node("Transpose", ["d"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["d", "t"], ["y"]),
+        helper.make_node(
+            "MatMulNBits", ["x", "b", "scales"], ["z"], domain="com.microsoft", **attrs
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pairs",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 13, depth])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 13, 13]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 13, columns]),
+        ],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=9)
+
+
+@pytest.mark.parametrize("processor", ["cortex-a76", "neoverse-v2"])
+def test_bytes_that_are_packed_at_run_time_and_at_compile_time(processor, tmp_path):
+    model = pairs_and_packed_weights()
+    config = CompileConfig.of(target=f"aarch64:{processor}", threads=1)
+    program = compile_model(load_model(model), config, {})
+    assert isinstance(program, Program)
+    names = {call.candidate for call in program.report.calls}
+    assert names >= {"matmul.dots[packed]", "matmul_nbits.digits"}
+    x = np.random.default_rng(7).standard_normal((2, 13, 44)).astype(np.float32)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    found = run_on_aarch64(program, {"x": x}, tmp_path)
+    for name, want in zip(("y", "z"), session.run(None, {"x": x}), strict=True):
+        assert np.abs(found[name] - want).max() <= 1e-4 * np.abs(want).max()

@@ -130,6 +130,16 @@ def matmul_integer(call, a, b):
     return left @ (right.swapaxes(-1, -2) if attrs["transpose_b"] else right)
 
 
+def matmul_nbits(call, a, b, scales, *zeros):
+    attrs = base.attributes(call)
+    bits, block = attrs["bits"], attrs["block"]
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    codes = ((b[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1, b.shape[1])
+    points = zeros[0].repeat(block, 0) if zeros else attrs["zero"]
+    matrix = (codes.astype(np.float64) - points) * scales.repeat(block, 0)
+    return a @ matrix[: a.shape[-1]]
+
+
 def strided_slice(call, x):
     axes, begin, end, strides = (integers(arg.fields) for arg in call.args[1:5])
     index = [slice(None)] * x.ndim
@@ -227,6 +237,7 @@ def to_shape(call, x):
 KERNELS = {
     "relax.add": plain(np.add),
     "relax.astype": plain(lambda x: x),
+    "relax.bitwise_and": plain(np.bitwise_and),
     "relax.bitwise_xor": plain(np.bitwise_xor),
     "relax.broadcast_to": to_shape,
     "relax.clip": lambda call, x: np.clip(x, float(call.args[1].value), float(call.args[2].value)),
@@ -262,6 +273,7 @@ KERNELS = {
     "relax.permute_dims": permute_dims,
     "relax.power": plain(np.power),
     "relax.reshape": to_shape,
+    "relax.right_shift": plain(np.right_shift),
     "relax.rsqrt": plain(lambda x: 1 / np.sqrt(x)),
     "relax.sigmoid": plain(special.expit),
     "relax.split": split,
@@ -279,7 +291,9 @@ KERNELS = {
     "graphopt.dequantize": dequantize,
     "graphopt.hard_sigmoid": hard_sigmoid,
     "graphopt.hard_swish": plain(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "graphopt.lookup": lambda _call, x, table: table[x.view(np.uint8)],
     "graphopt.matmul_integer": matmul_integer,
+    "graphopt.matmul_nbits": matmul_nbits,
     "graphopt.quantize": quantize,
     "graphopt.requantize": requantize,
     "graphopt.resize2d": resize2d,

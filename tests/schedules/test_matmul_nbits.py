@@ -8,10 +8,12 @@ from harness import ALL_TRAITS, AVX512, run_candidate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.runtime.host import host_features
 from schedules import matmul_nbits, matmul_nbits_digits, matmul_nbits_rows
 from schedules.interface import (
     Candidate,
     Epilogue,
+    Numerics,
     Op,
     Step,
     TargetTraits,
@@ -72,7 +74,13 @@ def check(candidate: Candidate, made: Case, traits: TargetTraits) -> None:
     assert np.abs(got - want).max() <= limit, candidate.name
 
 
-@pytest.mark.parametrize("traits", ALL_TRAITS, ids=["avx512", "avx2", "sse"])
+needs_vnni = pytest.mark.skipif(
+    "avx512vnni" not in host_features(), reason="this machine has no VNNI"
+)
+WAYS = [pytest.param(AVX512, marks=needs_vnni, id="avx512"), *ALL_TRAITS[1:]]
+
+
+@pytest.mark.parametrize("traits", WAYS, ids=["avx512", "avx2", "sse"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("rows", "points"), zip((1, 3, 20, 40), POINTS, strict=True))
 def test_products(rows, points, bits, traits):
@@ -94,7 +102,8 @@ def test_every_kernel_of_few_rows(data):
     bits, points = data.draw(st.sampled_from((2, 4, 8))), data.draw(st.sampled_from(POINTS))
     block = data.draw(st.sampled_from((16, 32, 128)))
     made = case(rows, depth, columns, bits=bits, block=block, points=points)
-    traits = data.draw(st.sampled_from(ALL_TRAITS))
+    usable = ALL_TRAITS if "avx512vnni" in host_features() else ALL_TRAITS[1:]
+    traits = data.draw(st.sampled_from(usable))
     families = (matmul_nbits_rows, matmul_nbits_digits)
     found = [c for family in families for c in family.candidates(made[0], traits)]
     candidate = data.draw(st.sampled_from(found))
@@ -106,3 +115,26 @@ def test_blocks_that_divide_no_step_are_left_to_others():
     workload, *_ = case(1, 64, 16, bits=4, block=4, points="half")
     assert not matmul_nbits_rows.candidates(workload, AVX512)
     assert matmul_nbits.candidates(workload, AVX512)
+
+
+@needs_vnni
+def test_digits_of_rows_that_are_not_finite():
+    """Such a row is NaN; others are what they are. Strict numerics do without this kernel."""
+    made = case(3, 70, 33, bits=4, block=32, points="bytes")
+    workload, inputs, want, most = made
+    (candidate,) = matmul_nbits_digits.candidates(workload, AVX512)
+    assert candidate.numerics > Numerics.STRICT
+    inputs[0][0, 5], inputs[0][2, 68] = np.nan, np.inf
+    got = run_candidate(candidate, workload, inputs, AVX512)
+    assert not np.isfinite(got[[0, 2]]).any()
+    assert np.abs(got[1] - want[1]).max() <= 2e-5 * most
+
+
+@needs_vnni
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e30])
+def test_digits_of_rows_that_are_tiny_or_huge(scale):
+    workload, inputs, want, most = case(2, 64, 40, bits=8, block=32, points="half")
+    (candidate,) = matmul_nbits_digits.candidates(workload, AVX512)
+    inputs[0] *= np.float32(scale)
+    got = run_candidate(candidate, workload, inputs, AVX512)
+    assert np.abs(got - want * scale).max() <= max(2e-5 * most * scale, 1e-33)
