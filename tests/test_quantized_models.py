@@ -223,7 +223,33 @@ CONVOLUTIONS = {
     "pointwise": ((2, 8, 9, 10), (16, 8, 1, 1), {}),
     "image": ((1, 3, 17, 19), (20, 3, 5, 3), {"pads": [2, 1, 2, 1]}),
     "sequence": ((2, 8, 30), (16, 8, 3), {"pads": [1, 1]}),
+    "groups of many": ((1, 64, 5, 6), (96, 32, 3, 3), {"group": 2, "strides": [2, 1]}),
+    "multiplied": ((1, 12, 9, 10), (24, 1, 3, 3), {"group": 12, "pads": [1, 1, 1, 1]}),
 }
+
+
+VOLUMES = {
+    "cubes": ((1, 4, 6, 7, 8), (8, 4, 3, 3, 3), {"pads": [1] * 6}),
+    "strided": (
+        (2, 3, 6, 7, 8),
+        (8, 3, 2, 3, 3),
+        {"pads": [0, 1, 1, 1, 1, 0], "strides": [2, 2, 1]},
+    ),
+    "planes": ((1, 8, 5, 6, 7), (8, 8, 1, 3, 3), {"pads": [0, 1, 1] * 2}),
+    "lines": ((1, 8, 5, 6, 7), (8, 8, 3, 1, 1), {"pads": [1, 0, 0] * 2}),
+    "grouped": ((1, 8, 5, 6, 7), (16, 2, 3, 3, 3), {"group": 4}),
+}
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_volumes(name):
+    """Over three axes: bytes are moved, until two are left."""
+    shape, weight, attrs = VOLUMES[name]
+    net = Net()
+    last = net.q(net.node("Relu", net.conv(net.dq("x"), *weight, **attrs)), 0.08, 100)
+    report = check(ended(net, last, {"x": ("u", shape)}))
+    assert families(report).count("conv_integer") == 1
+    assert report.floats == ()
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)

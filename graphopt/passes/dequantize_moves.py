@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -154,9 +155,20 @@ def _behind(array: Array, shape: tuple[int, ...], call: Expr) -> Array | None:
     if array.shape == shape:
         return array.reshape(after)
     if [d for d in shape if d != 1] != [d for d in after if d != 1]:
-        return None
+        return _vector_behind(array, shape, after)
     kept = iter(mine for mine, full in zip(array.shape, shape, strict=True) if full != 1)
     return array.reshape([1 if full == 1 else next(kept) for full in after])
+
+
+def _vector_behind(array: Array, shape: tuple[int, ...], after: tuple[int, ...]) -> Array | None:
+    """As _behind(), for a reshape that keeps the one axis along which `array` varies."""
+    axis = max(range(array.ndim), key=lambda i: array.shape[i])
+    if array.shape[axis] != array.size:
+        return None
+    for place, extent in enumerate(after):
+        if extent == shape[axis] and prod(after[:place]) == prod(shape[:axis]):
+            return array.reshape([extent if i == place else 1 for i in range(len(after))])
+    return None
 
 
 def _move_weight(_view: View, found: Weight) -> Expr:
