@@ -23,7 +23,8 @@ class Form:
 
     text: nodes in ONNX's text form. inputs: shapes of activations. weights: shape and the axis with
     a scale per element. biases: lengths; quantized by the scales of x and the first weight.
-    numbers: constants that stay floats; integers are constants of int64.
+    numbers: constants that stay floats; integers are constants of int64. float_sums: of numbers that
+    are no integers, so that their order, which the length of vectors decides, is in the last bits.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Form:
     biases: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     integers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    float_sums: bool = False
 
 
 IMAGE = {"x": (1, 32, 40, 40)}
@@ -131,9 +133,12 @@ FORMS: Mapping[str, Form] = {
     "sigmoid": _only("y = Sigmoid(x)"),
     "hard swish": _only("y = HardSwish(x)"),
     "gelu": _only("y = Gelu(x)"),
-    "softmax": Form("y = Softmax(x)", {"x": (200, 500)}),
+    "softmax": Form("y = Softmax(x)", {"x": (200, 500)}, float_sums=True),
     "layer normalisation": Form(
-        "y = LayerNormalization(x, g, h)", {"x": (400, 256)}, numbers={"g": (256,), "h": (256,)}
+        "y = LayerNormalization(x, g, h)",
+        {"x": (400, 256)},
+        numbers={"g": (256,), "h": (256,)},
+        float_sums=True,
     ),
 }
 

@@ -3,8 +3,8 @@
 Each form of fused operator is compared with ONNX Runtime without optimisations, on seeded random
 data with scales of its ranges. A number in the middle between two integers may be rounded to
 either, since ONNX Runtime sums floats and graphopt integers: the bar is one step, in a thousandth
-of the elements, and the same result on every instruction set that this machine has. Exit status 1
-where a form misses it.
+of the elements, and the same result on every instruction set that this machine has, but for sums of
+floats (softmax, layer normalisation). Exit status 1 where a form misses it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Exactness:
     @property
     def ok(self) -> bool:
         """Whether it keeps the bar."""
-        return self.off <= MOST_OFF and self.steps <= STEPS and not self.apart
+        apart = MOST_OFF if FORMS[self.form].float_sums else 0.0
+        return self.off <= MOST_OFF and self.steps <= STEPS and self.apart <= apart
 
 
 def measure(name: str, targets: Sequence[str], seeds: int) -> Exactness:

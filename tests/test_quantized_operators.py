@@ -1,4 +1,4 @@
-"""Every form of fused integer operator is exact to the bar, on every instruction set of this host."""
+"""Every form of fused integer operator keeps the bar, on every instruction set of this host."""
 
 from __future__ import annotations
 
