@@ -115,11 +115,15 @@ def checked(
                 f"batch {place} of the calibration data {wrong}.",
                 hint=f"the model's inputs: {', '.join(sorted(names))}.",
             )
-        yield {spec.name: _checked(np.asarray(batch[spec.name]), spec, place) for spec in specs}
+        yield {spec.name: _checked(batch[spec.name], spec, place) for spec in specs}
 
 
-def _checked(array: Array, spec: InputSpec, place: int) -> Array:
+def _checked(given: Any, spec: InputSpec, place: int) -> Array:
     where = f"input '{spec.name}' in batch {place} of the calibration data"
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise InputError(STAGE, f"{where} is no array: {error}.", hint="give one array.") from error
     if not fits(array.shape, spec.shape):
         raise InputError(
             STAGE, f"{where} has shape {list(array.shape)}, the model takes {_show(spec.shape)}."
@@ -128,9 +132,10 @@ def _checked(array: Array, spec: InputSpec, place: int) -> Array:
         numbers = array.dtype.kind in "fiub" and spec.dtype.kind in "fiub"
         if not numbers or (spec.dtype.kind in "iub" and array.dtype.kind == "f"):
             raise InputError(STAGE, f"{where} is {array.dtype}, the model takes {spec.dtype}.")
-        array = array.astype(spec.dtype)
+        with np.errstate(over="ignore"):  # what is too large is found next
+            array = array.astype(spec.dtype)
     if spec.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(STAGE, f"{where} has a NaN or an infinity.")
+        raise InputError(STAGE, f"{where} has a NaN or an infinity (as {spec.dtype}).")
     return array
 
 

@@ -147,6 +147,8 @@ def _named(
 ) -> Mapping[str, StoredRows]:
     """Arrays by input name; one array is the only input's, whatever it is called."""
     names = [spec.name for spec in specs]
+    if not arrays:
+        raise InputError(STAGE, f"'{path}' holds no array.")
     if len(arrays) == 1 == len(names):
         return {names[0]: next(iter(arrays.values()))}
     missing, unknown = [n for n in names if n not in arrays], [n for n in arrays if n not in names]

@@ -15,6 +15,7 @@ from graphopt.compression.quantization.kinds import (
     other_group,
     product_group,
 )
+from graphopt.frontend.model import subgraphs
 
 __all__ = ["Group", "Refusal", "find_groups"]
 
@@ -98,6 +99,9 @@ class _Finder:
                 self._add(found if moves else self._with_epilogue(found))
             elif node.op_type in table.FLOAT:
                 self.refusals.append(Refusal(node.name, node.op_type, table.FLOAT[node.op_type]))
+            elif inner := _products_inside(node):
+                reason = f"{inner} products in its bodies (branches or loops) stay in float"
+                self.refusals.append(Refusal(node.name, node.op_type, reason))
 
     def _add(self, group: Group) -> None:
         self.groups[group.name] = group
@@ -153,3 +157,12 @@ class _Finder:
             ):
                 return list(region.values())
         return []
+
+
+def _products_inside(node: NodeProto) -> int:
+    """How many products the bodies of a node have."""
+    return sum(
+        is_op(inner, *table.PRODUCTS) + _products_inside(inner)
+        for body in subgraphs(node)
+        for inner in body.node
+    )

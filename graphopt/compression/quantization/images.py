@@ -109,8 +109,11 @@ class ImageFolder:
             try:
                 with Image.open(path) as image:
                     sample = self.preprocessing.array(image, size)
-            except OSError as error:
-                raise InputError(STAGE, f"'{path}' is no image: {error}.") from error
+            except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+                raise InputError(
+                    STAGE, f"'{path}' is no image, or is damaged: {error}.",
+                    hint="remove it from the folder, or write it again.",
+                ) from error  # fmt: skip
             yield {specs[0].name: sample}
 
 

@@ -10,7 +10,7 @@ from graphopt.compression.quantization.apply import apply, needed_opset
 from graphopt.compression.quantization.canonical import canonical
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.feeds import Data
-from graphopt.compression.quantization.graph import STAGE
+from graphopt.compression.quantization.graph import STAGE, Graph
 from graphopt.compression.quantization.measure import compared, measure, timed
 from graphopt.compression.quantization.mixed import Metric
 from graphopt.compression.quantization.opset import upgraded
@@ -101,7 +101,7 @@ def quantize_model(
     prepared, base = float_form(model, config, shapes, constants)
     samples = Samples(prepared, base, data, run)
     found = planned(run, samples, base, config)
-    warnings = [samples.warning]
+    warnings = [samples.warning, *constant_inputs(prepared, found.statistics)]
     if config.max_drop is not None or config.min_sqnr is not None:
         found = with_mixed_precision(run, samples, found, config, metric, profiler)
     final = apply(found.base, found.plan)
@@ -132,6 +132,17 @@ def quantize_model(
     if seconds is not None:
         report = report.with_times(*seconds)
     return Quantized(final, found.base, found.statistics, found.plan, report)
+
+
+def constant_inputs(model: OnnxModel, statistics: Statistics | None) -> list[str]:
+    """A warning for each float input that had one value in all calibration data."""
+    seen = {} if statistics is None else statistics.tensors
+    return [
+        f"input '{name}' is {seen[name].low:g} everywhere in the calibration data: its range, and "
+        "those behind it, say nothing of other values."
+        for name in Graph(model).inputs
+        if name in seen and seen[name].count > 1 and seen[name].low == seen[name].high
+    ]
 
 
 def _check(data: Data | None, config: QuantizationConfig, metric: Metric | None) -> None:

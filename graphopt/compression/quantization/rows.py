@@ -79,7 +79,7 @@ class StoredArrays:
         with ExitStack() as stack:
             self.arrays: dict[str, StoredRows] = {}
             file = stack.enter_context(path.open("rb"))
-            if file.read(4) == b"PK\x03\x04":
+            if file.read(2) == b"PK":
                 archive = stack.enter_context(ZipFile(file))
                 for name in archive.namelist():
                     member: Any = stack.enter_context(archive.open(name))
