@@ -23,8 +23,8 @@ class Form:
 
     text: nodes in ONNX's text form. inputs: shapes of activations. weights: shape and the axis with
     a scale per element. biases: lengths; quantized by the scales of x and the first weight.
-    numbers: constants that stay floats; integers are constants of int64. float_sums: of numbers that
-    are no integers, so that their order, which the length of vectors decides, is in the last bits.
+    numbers: constants that stay floats; integers are constants of int64. float_sums: of numbers
+    that are no integers: their order, which the length of vectors decides, shows in the last bits.
     """
 
     text: str

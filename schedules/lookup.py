@@ -120,8 +120,11 @@ def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFu
 
         return nest.sequence(nest.allocate(found), nest.serial(count, vector, "vector"))
 
+    def task(start: int, size: int, t: PrimExpr) -> Stmt:
+        return run(t * size + start, size)
+
     nests = [
-        parallel(count, lambda t, start=start, size=size: run(t * size + start, size))
+        parallel(count, partial(task, start, size))
         for start, count, size in blocks_of(total, _TASK_BYTES)
     ]
     return frame.function(*nests)

@@ -143,11 +143,14 @@ def _value(call: Expr, value: Callable[[Expr], Array]) -> Array:
     kind = op_name(call)
     inputs = [value(arg) for arg in (call.args[:1] if kind == "clip" else call.args)]
     if kind == DEQUANTIZE:
-        result = dequantized_array(*inputs)
+        x, scale, zero = inputs
+        result = dequantized_array(x, scale, zero)
     elif kind == QUANTIZE:
-        result = quantized_array(*inputs, attributes(call))
+        x, scale, zero = inputs
+        result = quantized_array(x, scale, zero, attributes(call))
     elif kind == REQUANTIZE:
-        result = requantized_array(*inputs, attributes(call))
+        x, scale, zero = inputs
+        result = requantized_array(x, scale, zero, attributes(call))
     else:
         with np.errstate(all="ignore"):
             result = _MORE[kind](*inputs) if kind in _MORE else EVALUATORS[kind](call, inputs)

@@ -84,7 +84,7 @@ def _coded(found: Found) -> Packed:
 
     def fits(bits: int) -> bool:
         least = -(1 << (bits - 1)) if signed else 0
-        return least <= low and high < least + (1 << bits)
+        return bool(least <= low and high < least + (1 << bits))
 
     bits = next(width for width in WIDTHS if fits(width))
     offset = 1 << (bits - 1) if signed else 0

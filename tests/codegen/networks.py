@@ -115,3 +115,39 @@ def many_tensors():
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def pairs_and_packed_weights():
+    """A product of two activations in bytes, in float, and one with weights of 4 bits."""
+    rng = np.random.default_rng(3)
+    block, depth, columns = 16, 44, 20
+    blocks = -(-depth // block)
+    constants = {
+        "scale": np.float32(0.0213),
+        "zero": np.uint8(117),
+        "b": rng.integers(0, 256, (columns, blocks, block // 2)).astype(np.uint8),
+        "scales": rng.random((columns, blocks)).astype(np.float32),
+    }
+    pair = ["scale", "zero"]
+    attrs = {"K": depth, "N": columns, "bits": 4, "block_size": block}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", *pair], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", *pair], ["d"]),
+        helper.make_node("Transpose", ["d"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["d", "t"], ["y"]),
+        helper.make_node(
+            "MatMulNBits", ["x", "b", "scales"], ["z"], domain="com.microsoft", **attrs
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pairs",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 13, depth])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 13, 13]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 13, columns]),
+        ],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=9)

@@ -57,7 +57,7 @@ class StoredRows:
 
     def _read(self, count: int) -> Array:
         data = np.empty(count, self.dtype)
-        view, done = memoryview(data.view(np.uint8)), 0
+        view, done = data.view(np.uint8).data, 0
         while done < len(view):
             part = self._stream.read(min(len(view) - done, _PIECE))
             if not part:
