@@ -97,8 +97,8 @@ def _files() -> tuple[tuple[int, Path], ...]:
                     kinds.setdefault(suffix, set()).add(f"{folder}/{name}")
     rng = np.random.default_rng(2)
     found = []
-    for _, names in sorted(kinds.items()):
-        several = sorted(names)
+    for _, paths in sorted(kinds.items()):
+        several = sorted(paths)
         usable = (path for k in rng.permutation(len(several)) if _usable(path := Path(several[k])))
         found += list(enumerate(itertools.islice(usable, _EACH)))
     return tuple(found)

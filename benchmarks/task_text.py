@@ -130,4 +130,4 @@ def drawn(text: str, rng: np.random.Generator) -> Array:
     if width > _WIDTH:
         image = image.resize((_WIDTH, HEIGHT), Image.Resampling.BILINEAR)
     noise = rng.normal(0, 1, (HEIGHT, _WIDTH, 3)) * rng.choice(_NOISE)
-    return np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.asarray(image, np.float32) + noise, 0, 255), np.uint8)

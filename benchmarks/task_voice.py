@@ -112,7 +112,7 @@ def recording(rng: np.random.Generator) -> Array:
     level = 10 ** rng.uniform(-4, -1.7)
     coloured = lfilter([1.0], [1.0, -rng.uniform(0, 0.95)], rng.standard_normal(length))
     sound = sound + level * coloured / coloured.std()
-    return np.clip(sound, -1, 1).astype(np.float32)
+    return np.asarray(np.clip(sound, -1, 1), np.float32)
 
 
 def _speech(rng: np.random.Generator, length: int) -> Array:
