@@ -63,7 +63,8 @@ def check(content: bytes, x: np.ndarray, limit: float = FLOAT):
 
 
 def kernels(program) -> list[str]:
-    return [call.candidate.partition("[")[0] for call in program.report.calls]
+    """Kernels by family; which of its kernels a family takes is for the price table to say."""
+    return [call.candidate.partition("[")[0].partition(".")[0] for call in program.report.calls]
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
@@ -89,7 +90,7 @@ def test_products(kind, axis, block, zero, rows):
     shape = (1, rows, DEPTH)
     content = model(nodes, [*constants, bias], (TensorProto.FLOAT, shape), (1, rows, COLUMNS))
     program = check(content, RNG.standard_normal(shape).astype(np.float32))
-    assert kernels(program) == ["matmul_nbits.expanded" if rows > 32 else "matmul_nbits.registers"]
+    assert kernels(program) == ["matmul_nbits"]
 
 
 def test_a_transposed_gemm():
@@ -100,7 +101,7 @@ def test_a_transposed_gemm():
     ]
     content = model(nodes, constants, (TensorProto.FLOAT, (3, DEPTH)), (3, COLUMNS))
     program = check(content, RNG.standard_normal((3, DEPTH)).astype(np.float32))
-    assert kernels(program) == ["matmul_nbits.registers"]
+    assert kernels(program) == ["matmul_nbits"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_our_own_files_stay_packed(preset, bits, tmp_path):
     small = tmp_path / "small.onnx"
     graphopt.quantize(content, None, preset).save(small)
     program = check(small.read_bytes(), x)
-    assert kernels(program) == ["matmul_nbits.registers"]
+    assert kernels(program) == ["matmul_nbits"]
     program.save(tmp_path / "m.gopt")
     parameters = 256 * 512 / 32 * 8 if bits == 4 else 512 * 8
     assert (tmp_path / "m.gopt").stat().st_size < 256 * 512 * bits / 8 + parameters + 40_000
@@ -148,6 +149,6 @@ def test_what_stays_in_floats_says_why():
     ]
     content = model(nodes, constants, (TensorProto.FLOAT, (2, DEPTH)), (2, COLUMNS))
     program = check(content, RNG.standard_normal((2, DEPTH)).astype(np.float32))
-    assert not any(name.startswith("matmul_nbits") for name in kernels(program))
+    assert "matmul_nbits" not in kernels(program)
     refusals = [refusal for row in program.report.passes for refusal in row.refusals]
     assert any("its scales are of 4 terms each" in refusal for refusal in refusals)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
+from tvm import relax
 
 from graphopt.ir import Graph
 from graphopt.ops.base import attributes
@@ -38,6 +39,7 @@ _CHEAP = frozenset(
         *("multiply", "negative", "round", "rsqrt", "sqrt", "subtract", "nn.relu"),
     )
 )
+_LOOKUP = "graphopt.lookup"
 _FEWEST = 1 << 11
 """Elements of a tensor that is worth a kernel of its own."""
 
@@ -57,61 +59,68 @@ class Function:
     costly: bool
 
 
+@dataclass(frozen=True)
+class _Reach:
+    """The bytes that a value is computed from, number by number, and whether that is costly."""
+
+    sources: frozenset[str]
+    costly: bool = False
+
+
 class _Cone:
-    """What the value of a binding is computed from, as far as that is scalar by scalar."""
+    """What the values around a binding are computed from."""
 
     def __init__(self, view: View, shape: tuple[int, ...]) -> None:
         self.view, self.shape = view, shape
-        self.costly = False
-        self.sources: dict[str, Expr] = {}
-        self._known: dict[str, bool] = {}
+        self.bytes: dict[str, Expr] = {}
+        self._known: dict[str, _Reach | None] = {}
 
-    def covers(self, expr: Expr) -> bool:
-        """Whether `expr` is a function of constants and of the sources, which are noted."""
+    def reach(self, expr: Expr) -> _Reach | None:
+        """Of `expr`; None where it is no function of constants and of bytes of its shape."""
         if self.view.scalar(expr) is not None:
-            return True
+            return _Reach(frozenset())
+        if not isinstance(expr, relax.Var) or shape_of(expr) != self.shape:
+            return None
         call = self.view.producer(expr)
-        if shape_of(expr) != self.shape:
-            return False
-        if call is not None and expr.name not in self._known:
-            self._known[expr.name] = self._covers_call(call)
-        if call is not None and self._known[expr.name]:
-            return True
-        if dtype_of(expr) not in BYTES:
-            return False
-        self.sources[expr.name] = expr
-        return True
+        if expr.name not in self._known:
+            found = None if call is None else self._reach_of(call)
+            if found is None and dtype_of(expr) in BYTES:
+                self.bytes[expr.name] = expr
+                found = _Reach(frozenset((expr.name,)))
+            self._known[expr.name] = found
+        return self._known[expr.name]
 
-    def _covers_call(self, call: Expr) -> bool:
+    def _reach_of(self, call: Expr) -> _Reach | None:
         kind = op_name(call)
         if kind in (QUANTIZE, REQUANTIZE, DEQUANTIZE):
-            if any(self.view.scalar(arg) is None for arg in call.args[1:]):
-                return False
+            scalars = all(self.view.scalar(arg) is not None for arg in call.args[1:])
             whole = kind == DEQUANTIZE or (dtype_of(call) in BYTES and is_float(call.args[0]))
-            return whole and self._all(call.args[:1])
+            return self._joined(call.args[:1], False) if scalars and whole else None
+        if kind == _LOOKUP:  # a part that was found before
+            constant_table = self.view.is_constant(call.args[1])
+            return self._joined(call.args[:1], True) if constant_table else None
         if kind not in _COSTLY | _CHEAP or not is_float(call):
-            return False
-        self.costly |= kind in _COSTLY
-        tensors = call.args[:1] if kind == "clip" else call.args
-        return self._all(tensors)
+            return None
+        return self._joined(call.args[:1] if kind == "clip" else call.args, kind in _COSTLY)
 
-    def _all(self, args: list[Expr]) -> bool:
-        """Whether all are covered; a branch that is not leaves no sources behind."""
-        before = dict(self.sources), self.costly
-        if all(self.covers(arg) for arg in args):
-            return True
-        self.sources, self.costly = before
-        return False
+    def _joined(self, args: Sequence[Expr], costly: bool) -> _Reach | None:
+        found = [self.reach(arg) for arg in args]
+        known = [reach for reach in found if reach is not None]
+        if len(known) < len(found):
+            return None
+        sources = frozenset[str]().union(*(reach.sources for reach in known))
+        return _Reach(sources, costly or any(reach.costly for reach in known))
 
 
 def _match(view: View, var: Expr, value: Expr) -> Function | None:
     if dtype_of(value) not in BYTES or not is_float(value.args[0]):
         return None
     cone = _Cone(view, shape_of(value))
-    if not cone.covers(var) or var.name in cone.sources or len(cone.sources) != 1:
+    reach = cone.reach(var)
+    if reach is None or len(reach.sources) != 1 or var.name in reach.sources:
         return None
-    (source,) = cone.sources.values()
-    return Function(value, source, cone.costly)
+    (source,) = reach.sources
+    return Function(value, cone.bytes[source], reach.costly)
 
 
 def _check(view: View, found: Function) -> str | None:
@@ -130,7 +139,7 @@ def _table(view: View, found: Function) -> Expr:
     def value(expr: Expr) -> Array:
         known = view.constant(expr)
         if known is not None:
-            return known.reshape(())
+            return known.reshape(()) if known.size == 1 else known
         if expr.name not in values:
             values[expr.name] = _value(view.producer(expr), value)
         return values[expr.name]
@@ -142,7 +151,9 @@ def _value(call: Expr, value: Callable[[Expr], Array]) -> Array:
     """A call's result for all values of the source."""
     kind = op_name(call)
     inputs = [value(arg) for arg in (call.args[:1] if kind == "clip" else call.args)]
-    if kind == DEQUANTIZE:
+    if kind == _LOOKUP:
+        result = inputs[1][inputs[0].view(np.uint8)]
+    elif kind == DEQUANTIZE:
         x, scale, zero = inputs
         result = dequantized_array(x, scale, zero)
     elif kind == QUANTIZE:

@@ -120,7 +120,7 @@ def many_tensors():
 def pairs_and_packed_weights():
     """A product of two activations in bytes, in float, and one with weights of 4 bits."""
     rng = np.random.default_rng(3)
-    block, depth, columns = 16, 44, 20
+    block, depth, columns = 16, 44, 160
     blocks = -(-depth // block)
     constants = {
         "scale": np.float32(0.0213),
@@ -136,16 +136,19 @@ def pairs_and_packed_weights():
         helper.make_node("Transpose", ["d"], ["t"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["d", "t"], ["y"]),
         helper.make_node(
-            "MatMulNBits", ["x", "b", "scales"], ["z"], domain="com.microsoft", **attrs
+            "MatMulNBits", ["v", "b", "scales"], ["z"], domain="com.microsoft", **attrs
         ),
     ]
     graph = helper.make_graph(
         nodes,
         "pairs",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 13, depth])],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 13, depth]),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, depth]),
+        ],
         [
             helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 13, 13]),
-            helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 13, columns]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, columns]),
         ],
         [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
     )

@@ -119,8 +119,10 @@ def test_what_is_no_function_of_one_byte_stays():
     refuses(TabulateBytes(), make(two, lambda x, y: q(op.multiply(op.exp(dq(x)), dq(y)))))
     small = {"x": ((4, 6), "uint8")}
     refuses(TabulateBytes(), make(small, lambda x: q(op.exp(dq(x)))), "the tensor is small")
-    rows = make(BYTES, lambda x: q(op.multiply(op.exp(dq(x)), const(random(40, 1)))))
-    refuses(TabulateBytes(), rows)
+    for shape in ((40, 1), (40, 60)):
+        factors = const(random(*shape))
+        graph = make(BYTES, lambda x, f=factors: q(op.multiply(op.exp(dq(x)), f)))
+        refuses(TabulateBytes(), graph)
     fresh = make({"x": (40, 60)}, lambda x: q(op.exp(dq(q(x, 0.043, 120)))))
     refuses(TabulateBytes(), fresh, "the kernel that makes the bytes can go on")
 
