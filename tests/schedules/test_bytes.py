@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from test_integer_products import convolution
 
 from graphopt.runtime.host import host_features
-from schedules import conv_bytes, conv_bytes_depthwise, conv_bytes_narrow, matmul_bytes
+from schedules import (
+    conv_bytes,
+    conv_bytes_depthwise,
+    conv_bytes_narrow,
+    conv_bytes_words,
+    matmul_bytes,
+)
 from schedules.byte_tiles import TilePlan
 from schedules.interface import (
     Candidate,
@@ -207,6 +213,43 @@ CONVOLUTIONS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
 ]
+
+
+WORDS: list[dict[str, Any]] = [
+    {"image": (1, 96, 8, 17), "filters": (96, 1, 3, 3), "padding": (1, 1, 1, 1)},
+    {
+        "image": (2, 35, 12, 9),
+        "filters": (35, 1, 5, 5),
+        "strides": (2, 1),
+        "padding": (2, 0, 1, 2),
+        "dilation": (2, 1),
+    },
+    {"image": (1, 48, 13, 41), "filters": (48, 1, 7, 7), "padding": (3, 3, 3, 3)},
+    {"image": (1, 16, 1, 60), "filters": (16, 1, 1, 31), "padding": (0, 15, 0, 15)},
+]
+
+
+@pytest.mark.parametrize("traits", [WAYS[1], WAYS[2]])
+@pytest.mark.parametrize("shape", WORDS, ids=str)
+def test_depthwise_by_words(shape, traits):
+    workload = requantized(conv(**shape), 1)
+    (candidate,) = conv_bytes_words.candidates(workload, traits)
+    check(workload, candidate, traits)
+    assert candidate.space is not None
+    for values in ({"pixels": 5, "rows": 1}, {"pixels": 9, "rows": 2}):
+        made = candidate.space.make({k: min(v, shape["image"][2]) for k, v in values.items()})
+        assert made is not None
+        check(workload, made, traits)
+
+
+def test_words_are_offered_where_they_help():
+    """Of neighbouring taps, with dot products of sixteen sums."""
+    plain = {"image": (1, 32, 8, 17), "filters": (32, 1, 3, 3)}
+    assert conv_bytes_words.candidates(requantized(conv(**plain), 1), AVX512)
+    for traits in (AVX2, SSE, replace(AVX512, vnni=False)):
+        assert not conv_bytes_words.candidates(requantized(conv(**plain), 1), traits)
+    for more in ({"strides": (1, 2)}, {"dilation": (1, 2)}, {"filters": (64, 1, 3, 3)}):
+        assert not conv_bytes_words.candidates(requantized(conv(**{**plain, **more}), 1), AVX512)
 
 
 def offered(workload: Workload, traits: TargetTraits = AMX) -> Candidate:
