@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from graphopt.config import CompileConfig, ConstantsOption, ShapesOption
 from graphopt.errors import OptionError
 from graphopt.extensions import Extension, extensions, float_operations_per_cycle
+from graphopt.forecast import Forecast, forecast
 from graphopt.frontend.diagnose import Diagnosis, diagnose
 from graphopt.frontend.load import load_model
+from graphopt.frontend.model import Array, OnnxModel
 from graphopt.signature import constant_arrays, signature_of
 
 
@@ -22,12 +25,16 @@ class Inspection(Diagnosis):
         extensions: the instruction sets of its architecture, and what they bring.
         float_operations_per_cycle: float32 operations per cycle and vector unit of a core.
         memory_bytes: packed weights and activations, estimated; None if a shape is unknown.
+        int8: what quantizing would gain on the target, foretold; None if nothing can be.
+        no_int8: why not, None if there is a forecast.
     """
 
     target: str
     extensions: tuple[Extension, ...]
     float_operations_per_cycle: int
     memory_bytes: int | None
+    int8: Forecast | None
+    no_int8: str | None
 
 
 def inspect(
@@ -59,10 +66,27 @@ def inspect(
         wanted = {name: shape for name, shape in bound if name not in arrays}
     found = diagnose(loaded, wanted, arrays, config.max_weight_growth)
     activations = found.activation_bytes
+    foretold = _forecast(loaded, config, found, wanted, arrays)
     return Inspection(
         **{field.name: getattr(found, field.name) for field in fields(Diagnosis)},
         target=config.target.key(config.threads),
         extensions=extensions(config.target),
         float_operations_per_cycle=float_operations_per_cycle(config.target),
         memory_bytes=None if activations is None else found.packed_bytes + activations,
+        int8=foretold if isinstance(foretold, Forecast) else None,
+        no_int8=foretold if isinstance(foretold, str) else None,
     )
+
+
+def _forecast(
+    model: OnnxModel,
+    config: CompileConfig,
+    found: Diagnosis,
+    shapes: Mapping[str, Sequence[int]] | None,
+    constants: Mapping[str, Array] | None,
+) -> Forecast | str:
+    if not found.compiles:
+        return "the model does not import"
+    if found.unbound or found.values:
+        return "shapes or values of inputs are open"
+    return forecast(model, config, shapes, constants)

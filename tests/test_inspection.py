@@ -112,3 +112,74 @@ def test_both_forms_on_the_terminal(tmp_path, capsys) -> None:
     shown = capsys.readouterr().out
     for words in ("n in x[0]", "NoSuchOperator", "com.example", "NEON", "packed weights"):
         assert words in shown, words
+
+
+def convolutions(only_float: bool = False) -> ModelProto:
+    """x[1, 32, 28, 28] → two 3×3 convolutions → a product of two activations."""
+    make, rng = helper.make_node, np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((32, 32, 3, 3)).astype(np.float32), f"w{k}")
+        for k in range(2)
+    ]
+    nodes = [
+        make("Conv", ["x", "w0"], ["a"], "first", pads=[1] * 4),
+        make("Relu", ["a"], ["b"], "relu"),
+        make("Conv", ["b", "w1"], ["c"], "second", pads=[1] * 4),
+        make("MatMul", ["c", "c"], ["y"], "attention"),
+    ]
+    if only_float:
+        nodes = [make("MatMul", ["x", "x"], ["y"], "attention")]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 32, 28, 28]) for n in ("x", "y")
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [] if only_float else weights)
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def test_int8_is_foretold_from_the_instruction_set() -> None:
+    found = {
+        target: graphopt.inspect(convolutions(), target).int8
+        for target in (
+            "x86_64:x86-64-v3", "x86_64:cascadelake", "x86_64:sapphirerapids",
+            "aarch64:cortex-a76", "aarch64:cortex-a72",
+        )
+    }  # fmt: skip
+    gains = {target: each.least * each.most for target, each in found.items() if each}
+    assert len(gains) == len(found)
+    assert gains["x86_64:x86-64-v3"] < gains["x86_64:cascadelake"] < gains["x86_64:sapphirerapids"]
+    assert gains["aarch64:cortex-a72"] < gains["aarch64:cortex-a76"]
+    ways = [each.way.split(":")[0] for each in found.values() if each]
+    assert ways[:4] == ["16-bit pairs", "VNNI", "AMX", "sdot"]
+    (one,) = {each.share for each in found.values() if each}
+    products = 2 * 32 * 28 * 28 * 32 * 9
+    assert one == pytest.approx(products / (products + 32 * 28 * 28 * 28))
+    first = found["x86_64:cascadelake"]
+    assert first is not None
+    (kept,) = first.floats
+    assert (kept.op, kept.nodes) == ("MatMul", ("attention",))
+    assert kept.share == pytest.approx(1 - one)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(convolutions(only_float=True), "nothing to quantize"), (network(), "are open")],
+)
+def test_why_there_is_no_forecast(model: ModelProto, words: str) -> None:
+    found = graphopt.inspect(model)
+    assert found.int8 is None
+    assert words in (found.no_int8 or "")
+
+
+def test_the_forecast_says_that_it_is_one(tmp_path, capsys) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(convolutions().SerializeToString())
+    assert main(["inspect", str(path), "--target", "x86_64:cascadelake"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "int8 forecast" in text
+    assert "not measured" in text
+    assert "1 × MatMul" in text
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["int8"]) == {"way", "share", "least", "most", "floats"}
+    assert found["no_int8"] is None

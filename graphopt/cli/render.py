@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from graphopt.report import Report
     from graphopt.runtime.profiler import Profile
     from graphopt.verification import Verification
+
+
+FLOATS = 5
+"""Reasons for what stays in float that are shown; --json has all."""
 
 
 def size(nbytes: float) -> str:
@@ -62,6 +66,8 @@ def inspection(found: Inspection) -> list[Table | Text]:
     table.add_row("target", f"{found.target}, {rate} float32 operations per cycle and vector unit")
     for extension in found.extensions:
         table.add_row(*_extension(extension))
+    for row in _forecast(found):
+        table.add_row(*row)
     shown: list[Table | Text] = [table]
     if found.unbound:
         names = ", ".join(found.unbound)
@@ -78,6 +84,25 @@ def inspection(found: Inspection) -> list[Table | Text]:
     else:
         shown.append(Text("every node would import", "green"))
     return shown
+
+
+def _forecast(found: Inspection) -> Iterator[tuple[str, Text]]:
+    """What int8 would gain: plainly a forecast."""
+    if found.int8 is None:
+        yield "int8 forecast", Text(f"none: {found.no_int8}", "dim")
+        return
+    int8 = found.int8
+    yield (
+        "int8 forecast",
+        Text(
+            f"{int8.least:.1f} to {int8.most:.1f} times as fast as float32 (foretold from the "
+            f"instruction set, not measured); {int8.share:.0%} of the multiply-adds in integers"
+        ),
+    )
+    yield "", Text(int8.way)
+    for row in int8.floats[:FLOATS]:
+        part = f" ({row.share:.0%} of the multiply-adds)" if row.share else ""
+        yield "", Text(f"in float: {len(row.nodes)} × {row.op}{part}: {row.reason}", "dim")
 
 
 def _extension(extension: Extension) -> tuple[Text, Text]:
