@@ -438,3 +438,10 @@ def test_cost_scripts_run_on_resnet50() -> None:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "Traceback" not in ran.stderr, ran.stderr
         assert "graphopt" in ran.stdout
+
+
+@pytest.mark.slow
+def test_calibrating_with_many_batches_takes_no_more_memory() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "calibration_memory.py")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

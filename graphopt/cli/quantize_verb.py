@@ -12,7 +12,7 @@ from rich.text import Text
 
 import graphopt
 from graphopt.cli import options
-from graphopt.cli.render import size
+from graphopt.cli.render import seconds, size
 from graphopt.errors import OptionError
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ def tables(report: QuantizationReport) -> list[Table | Text]:
     for name, value in report.outputs.items():
         summary.add_row(Text(f"output {name}"), decibel(value))
     summary.add_row("constants", f"{size(report.bytes_before)} → {size(report.bytes_after)}")
+    if report.seconds_before is not None and report.seconds_after is not None:
+        before, after = seconds(report.seconds_before), seconds(report.seconds_after)
+        summary.add_row("time per run", f"{before} → {after}")
     summary.add_row("calibration", Text(f"{report.data}, {report.batches} batches"))
     summary.add_row("options", Text(changed_options(report.config)))
     for tool in report.tools:

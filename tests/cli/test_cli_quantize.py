@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,3 +130,29 @@ def test_the_model_itself_is_not_overwritten(cli: Run, model: Path) -> None:
     code, _, err = cli("quantize", model, "-o", model, "--calibration", "random")
     assert code == WRONG
     assert "is the model itself" in err
+
+
+def test_interrupting_leaves_no_files(model: Path) -> None:
+    # So many samples that the signal comes in the middle of calibrating; the file has holes.
+    shape = (1 << 19, 3, 12, 12)
+    np.lib.format.open_memmap(model.with_name("long.npy"), "w+", np.float32, shape)
+    before = {path.name for path in model.parent.iterdir()}
+    words = ["quantize", "--verbose", str(model), "--calibration", str(model.with_name("long.npy"))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "graphopt.cli.main", *words, "-o", str(model.with_name("q.onnx")),
+         "--report", str(model.with_name("q.html"))],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if re.search(r"calibrating: \d+ batches", line):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130, said + rest
+    assert rest.strip().splitlines()[-1] == "interrupted"
+    assert {path.name for path in model.parent.iterdir()} == before

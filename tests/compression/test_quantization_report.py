@@ -109,6 +109,11 @@ def test_rows_are_right() -> None:
     assert rows["deep"].bits == 8
     assert set(rows["deep"].reads) == {"Relu_1_out"}
     assert rows["GlobalAveragePool_4"].bits is None
+    assert rows["GlobalAveragePool_4"].scales is None
+    steps = next(w for w in done.plan.weights if w.node == "deep").scale
+    assert rows["deep"].scales == (steps.min(), steps.max())
+    assert done.report.seconds_before is not None
+    assert done.report.seconds_after is not None
     tensors = {row.tensor: row for row in done.report.tensors}
     x = np.concatenate([batch["x"] for batch in feeds(model)])
     assert (tensors["x"].least, tensors["x"].largest) == (x.min(), x.max())

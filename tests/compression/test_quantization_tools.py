@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 from quantization_cases import Builder, OnnxRuntimeRuns, feeds, quantized, run
 from test_quantization_report import chain
 
+import graphopt
 from graphopt.compression.quantization.adaround import adaround
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.equalize import equalised
@@ -21,9 +23,11 @@ from graphopt.compression.quantization.gptq import gptq
 from graphopt.compression.quantization.gram import as_matrices, from_matrices, layers
 from graphopt.compression.quantization.graph import Graph
 from graphopt.compression.quantization.groups import find_groups
-from graphopt.compression.quantization.mixed import fewest_in_float
+from graphopt.compression.quantization.html import to_html
+from graphopt.compression.quantization.mixed import cheapest_in_float, fewest_in_float
 from graphopt.compression.quantization.pipeline import float_form
 from graphopt.compression.quantization.plan import Plan
+from graphopt.compression.quantization.precision import saved_seconds
 from graphopt.compression.quantization.scheme import Format, dequantize
 from graphopt.compression.quantization.weights import weight_parameters
 from graphopt.errors import InputError, ModelError, OptionError
@@ -282,6 +286,38 @@ def test_the_fewest_layers_go_to_float(costs: list[float], share: float) -> None
     ranked = sorted(noise.values(), reverse=True)
     assert len(kept) == 0 or sum(ranked[len(kept) - 1 :]) > limit
     assert len(asked) <= 3 + math.log2(len(noise)) + 25
+
+
+def test_of_two_choices_the_one_that_loses_less_time_is_taken() -> None:
+    # Giving up "large" is enough, and so is giving up both small ones, which save next to nothing.
+    noise = {"large": 1.0, "small": 0.6, "other": 0.5, "quiet": 0.01}
+    effects = {name: -10 * math.log10(power) for name, power in noise.items()}
+
+    def good(quantized: Any) -> bool:
+        return sum(noise[name] for name in quantized) <= 1.15
+
+    savings = {"large": 1e-3, "small": 1e-6, "other": 2e-6, "quiet": 1e-4}
+    assert cheapest_in_float(effects, {}, good) == ("large",)
+    assert set(cheapest_in_float(effects, savings, good)) == {"small", "other"}
+    assert cheapest_in_float(effects, {**savings, "large": 1e-7}, good) == ("large",)
+    assert cheapest_in_float(effects, savings, lambda quantized: True) == ()
+
+
+def test_seconds_are_the_layers_that_a_kernel_computes() -> None:
+    plan = quantized(chain(2, 3), feeds(chain(2, 3))).plan
+    before = [(("conv0", "LeakyRelu_1"), 4e-6), (("conv1",), 3e-6), (("conv2",), 2e-6)]
+    after = [(("conv0", "x_QuantizeLinear"), 1e-6), (("conv1", "conv2"), 3e-6), (("other",), 9.0)]
+    saved = saved_seconds(plan, before, after)
+    assert saved == pytest.approx({"conv0": 3e-6, "conv1": 1.5e-6, "conv2": 0.5e-6})
+
+
+def test_mixed_precision_weighs_times_that_are_measured() -> None:
+    model = chain(2)
+    done = graphopt.quantize(model, feeds(model), min_sqnr=28.0, threads=1)
+    assert [each.node for each in done.report.floats] == ["conv2"]
+    assert min(done.report.outputs.values()) >= 28
+    assert re.search(r"with 1 layers in float, which saved .* of .* µs", done.report.tools[-1].note)
+    assert "time per run" in to_html(done.report)
 
 
 def test_min_sqnr_leaves_the_bad_layer_in_float() -> None:

@@ -103,7 +103,7 @@ def _layers(report: QuantizationReport) -> str:
     rows = [_layer(row) for row in report.layers]
     marks = [worst is not None and row.effect == worst for row in report.layers]
     heads = (
-        "layer", "operator", "bits", "weights", "output", "alone", "reads", "with it",
+        "layer", "operator", "bits", "scale", "weights", "output", "alone", "reads", "with it",
     )  # fmt: skip
     return _table(heads, rows, marks)
 
@@ -114,12 +114,20 @@ def _layer(row: LayerRow) -> tuple[str, ...]:
         row.node,
         row.op,
         bits,
+        _scales(row.scales),
         decibel(row.weight_sqnr) if row.bits is not None else "",
         decibel(row.output_sqnr),
         decibel(row.effect),
         ", ".join(row.reads),
         ", ".join(row.nodes[1:]),
     )
+
+
+def _scales(scales: tuple[float, float] | None) -> str:
+    if scales is None:
+        return ""
+    least, largest = (f"{scale:.3g}" for scale in scales)
+    return least if least == largest else f"{least} to {largest}"
 
 
 def _tensors(tensors: Sequence[TensorRow]) -> str:

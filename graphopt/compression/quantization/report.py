@@ -56,6 +56,7 @@ class LayerRow:
     Attributes:
         nodes: of the model, the anchor first.
         bits: of the weights, None for a layer without.
+        scales: the least and the largest scale of the weights; None where they have none.
         reads: tensors in 8 bits.
         weight_sqnr: in dB, of the weights; None for a layer without.
         output_sqnr: in dB, of its output, with everything before it quantized too.
@@ -67,6 +68,7 @@ class LayerRow:
     kind: str
     nodes: tuple[str, ...]
     bits: int | None
+    scales: tuple[float, float] | None
     reads: tuple[str, ...]
     weight_sqnr: float | None
     output_sqnr: float | None
@@ -226,6 +228,9 @@ def _layer(
         group.kind,
         group.nodes,
         None if weight is None else 16 if weight.kind.endswith("float16") else weight.form.bits,
+        None
+        if weight is None or weight.scale.size == 0
+        else (float(weight.scale.min()), float(weight.scale.max())),
         tuple(name for name in group.reads if plan.activation(name) is not None),
         noise,
         found,
