@@ -46,13 +46,17 @@ def quantize_with_ort(source: Path, target: Path, batches: Sequence[Feeds], **op
     with tempfile.TemporaryDirectory(prefix="graphopt-ort-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         write_prepared(source, prepared)
-        quantize_static(
-            str(prepared),
-            str(target),
-            _Reader(batches),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            **options,
-        )
+        fixed = {
+            "quant_format": QuantFormat.QDQ,
+            "per_channel": True,
+            "activation_type": QuantType.QUInt8,
+            "weight_type": QuantType.QInt8,
+        }
+        try:
+            quantize_static(str(prepared), str(target), _Reader(batches), **fixed, **options)
+        except ValueError:
+            # It cannot widen the scales per channel of a Gemm for a large bias.
+            off = {"QDQDisableWeightAdjustForInt32Bias": True}
+            quantize_static(
+                str(prepared), str(target), _Reader(batches), **fixed, **options, extra_options=off
+            )

@@ -135,7 +135,11 @@ def measured(
 def digest(name: str, options: Mapping[str, Any]) -> str:
     """Of the code that a result follows from."""
     here = Path(__file__).parent
-    files = [*here.glob("task_*.py"), *here.glob("*_quantizer.py"), here / "digits.py"]
+    files = [*here.glob("task_*.py"), here / "digits.py"]
+    if name in ORT or name in NNCF:
+        files.append(here / "ort_quantizer.py")
+    if name in NNCF:
+        files.append(here / "nncf_quantizer.py")
     if name in OURS:
         package = Path(graphopt.__file__).parent
         files += [*(package / "compression").rglob("*.py"), package / "quantizing.py"]
