@@ -22,6 +22,7 @@ _VERBS = {
     "cache": verbs.cache,
     "check-signature": key_verbs.check_signature,
     "compile": verbs.compile,
+    "cxx-header": verbs.cxx_header,
     "encrypt": key_verbs.encrypt,
     "inspect": verbs.inspect,
     "logs": log_verbs.logs,

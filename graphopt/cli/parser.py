@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     _bench(verbs)
     key_parser.add_verbs(verbs, _verb)
     _cache(verbs)
+    _cxx_header(verbs)
     return parser
 
 
@@ -345,6 +346,17 @@ def _bench(verbs: Any) -> None:
     parser.add_argument("--no-records", action="store_true", help="use no tuning records")
     _target_flags(parser)
     _threads_flag(parser, "default: physical cores")
+
+
+def _cxx_header(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "cxx-header",
+        "write graphopt.hpp, which runs .gopt files in C++",
+        "Write the header with which C++ programs run .gopt files of this version of graphopt.",
+        "-o graphopt.hpp",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="graphopt.hpp")
 
 
 def _cache(verbs: Any) -> None:

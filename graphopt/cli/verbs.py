@@ -235,6 +235,18 @@ def bench(args: argparse.Namespace, screen: Screen) -> int:
     return OK if row.ok else FAILED
 
 
+def cxx_header(args: argparse.Namespace, screen: Screen) -> int:
+    """graphopt cxx-header"""
+    from graphopt.artifact.atomic import replacing
+    from graphopt.cxx_header import cxx_header as text
+
+    path = options.writable(args.output)
+    with replacing(path, "output") as file:
+        file.write(text().encode())
+    screen.show({"output": str(path)}, f"wrote {path}")
+    return OK
+
+
 def cache(args: argparse.Namespace, screen: Screen) -> int:
     """graphopt cache"""
     from graphopt.cache import default_cache
