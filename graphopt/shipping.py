@@ -29,6 +29,8 @@ EMBEDDED, FILE = WEIGHTS = ("embedded", "file")
 """Where the weights of a C library are: in the library, or in a file beside it."""
 
 _SHOWN = 10
+_MAX_EMBEDDED = 1 << 30
+"""Bytes of weights that machine code can reach with short addresses, wherever it is linked."""
 
 
 def write_c_library(
@@ -55,6 +57,13 @@ def write_c_library(
             "save",
             "the program was found in the compile cache, which keeps linked programs only.",
             hint="compile with cache=False (on the command line --no-cache).",
+        )
+    if weights == EMBEDDED and program.plan.weight_bytes > _MAX_EMBEDDED:
+        raise OptionError(
+            "save",
+            f"weights of {program.plan.weight_bytes / 2**30:.1f} GiB cannot be embedded; "
+            "1 GiB can.",
+            hint="put them into a file: weights='file' (--weights file).",
         )
     interface = interface_of(name, program.plan)
     control = c_control(program.plan, config, symbols(name, program.plan.threads))

@@ -294,6 +294,15 @@ def test_open_shapes_several_programs_and_wrong_options_are_refused(dynamic_mlp,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_code_cannot_reach_are_not_embedded(dynamic_mlp, tmp_path, monkeypatch):
+    monkeypatch.setattr("graphopt.shipping._MAX_EMBEDDED", 64)
+    program = graphopt.compile(dynamic_mlp, shapes={"x": (3, 6)})
+    with pytest.raises(OptionError, match="--weights file"):
+        program.save_c_library(tmp_path)
+    program.save_c_library(tmp_path, weights="file")
+    assert (tmp_path / "model.weights").stat().st_size == program.report.weight_bytes
+
+
 def test_a_program_from_the_cache_has_no_objects_to_link(dynamic_mlp, tmp_path):
     for _ in range(2):
         program = graphopt.compile(dynamic_mlp, shapes={"x": (3, 6)}, cache=True)

@@ -35,7 +35,8 @@ _BODY = """\
      }}
      if (error) fprintf(stderr, "%s\\n", {name}_strerror(error));
 
-   Any number of programs may exist and run at once. One program runs in one thread at a time. */
+   Any number of programs may exist and run at once, each in one thread at a time and in the
+   process that made it. */
 
 #ifndef {NAME}_H
 #define {NAME}_H
