@@ -125,9 +125,7 @@ def _multiplied(
     return sums + _call(multiply, f"int32x{lanes}", second, high)
 
 
-def add_words(
-    sums: PrimExpr, words: PrimExpr, weights: PrimExpr, traits: TargetTraits
-) -> PrimExpr:
+def add_words(sums: PrimExpr, words: PrimExpr, weights: PrimExpr, traits: TargetTraits) -> PrimExpr:
     """sums[i] + Σ of words[i]'s byte j · weights[4 · i + j] over j < 4, on x86."""
     pixels = tirx.reinterpret(f"int8x{4 * traits.lanes}", words)
     return _multiplied(sums, pixels, weights, traits.lanes, traits)
