@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from schedules.interface import TargetTraits
 
 SPREAD = 1.6
 """How far the table may be off, either way: benchmarks/int8_forecast.py checks it."""
+
+_MAX_ELEMENTS = 1 << 28
+"""Of the weights: all are quantized, which takes several times their size."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ def forecast(
     constants: Mapping[str, Array] | None,
 ) -> Forecast | str:
     """The forecast for a loaded model, or why there is none."""
+    elements = sum(prod(weight.dims) for weight in model.proto.graph.initializer)
+    if elements > _MAX_ELEMENTS:
+        return f"{elements / 1e9:.1f} billion weights are too many to look at without compiling"
     wanted = QuantizationConfig(method="min-max")
     try:
         prepared, base = float_form(model, wanted, shapes, constants)
