@@ -19,7 +19,7 @@ from graphopt.frontend.model import Array, OnnxModel
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 2.0
+ENOUGH = 1.0
 """Seconds for quantizing layers one at a time; one batch is always taken, up to LIMIT. Likewise
 for runs whose time is measured."""
 LIMIT = 60.0
