@@ -132,8 +132,8 @@ def measured(
     return {"decided": decided, "seconds": seconds, "share": share}
 
 
-def digest(name: str, options: Mapping[str, Any]) -> str:
-    """Of the code that a result follows from."""
+def digest(name: str, samples: Sequence[Sample], options: Mapping[str, Any]) -> str:
+    """Of the samples, and of the code that a result follows from."""
     here = Path(__file__).parent
     files = [*here.glob("task_*.py"), here / "digits.py"]
     if name in ORT or name in NNCF:
@@ -146,6 +146,9 @@ def digest(name: str, options: Mapping[str, Any]) -> str:
     found = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
     for path in sorted(files):
         found.update(path.read_bytes())
+    for sample in samples:
+        for array in sample.feeds.values():
+            found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:12]
 
 
@@ -157,7 +160,7 @@ def cached(
     if folder is None:
         return measured(name, task, seed, samples, options)
     mine = options if name in OURS else {}
-    path = folder / f"{task.name}-{name}-{seed}-{len(samples)}-{digest(name, mine)}.json"
+    path = folder / f"{task.name}-{name}-{seed}-{len(samples)}-{digest(name, samples, mine)}.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(measured(name, task, seed, samples, mine))

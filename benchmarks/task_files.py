@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,11 +16,11 @@ from catalogue import select
 from quantization_tasks import CALIBRATION, Feeds, Predict, Sample
 
 _FOLDERS = ("/usr/share", "/usr/lib", "/usr/include", "/etc", "/opt")
-"""Of Debian; Python's library, wherever it is, comes to them."""
+"""Of Debian."""
 _EACH = 60
 """Files of one suffix, at most."""
-_OTHERWISE = (".pth", ".txt")
-"""Suffixes that mean another thing in Debian, or anything."""
+_OTHERWISE = (".pth", ".pyc", ".txt")
+"""Suffixes that mean another thing in Debian, or anything, and of files that come and go."""
 _CALIBRATION_EACH = 3
 """Every third file of a suffix is for calibration, the others are held out."""
 _BYTES = 1024
@@ -86,18 +85,16 @@ def _labels() -> dict[str, list[int]]:
 @cache
 def _files() -> tuple[tuple[int, Path], ...]:
     """Files of known kinds, each with its place among those of its suffix."""
-    roots = [Path(name) for name in _FOLDERS]
-    roots += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     kinds: dict[str, set[str]] = {}
-    for root in roots:
+    for root in _FOLDERS:
         for folder, _, names in os.walk(root):
             for name in names:
                 suffix = os.path.splitext(name)[1]  # noqa: PTH122 (a million names)
                 if suffix in _labels():
                     kinds.setdefault(suffix, set()).add(f"{folder}/{name}")
-    rng = np.random.default_rng(2)
     found = []
     for _, paths in sorted(kinds.items()):
+        rng = np.random.default_rng(2)  # anew: a file that comes changes its own kind only
         several = sorted(paths)
         usable = (path for k in rng.permutation(len(several)) if _usable(path := Path(several[k])))
         found += list(enumerate(itertools.islice(usable, _EACH)))
