@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import sys
 import tempfile
@@ -28,9 +29,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from accuracy_table import table
 from nncf_quantizer import is_installed, quantize_with_nncf
 from ort_quantizer import quantize_with_ort, write_prepared
-from paired import Difference, difference, error_rate
+from paired import difference, error_rate
 from quantization_tasks import Array, Feeds, Predict, Sample, Task, mistakes
 from quantized_share import quantized_share
 from rich.console import Console
@@ -132,10 +134,10 @@ def measured(
     return {"decided": decided, "seconds": seconds, "share": share}
 
 
-def digest(name: str, samples: Sequence[Sample], options: Mapping[str, Any]) -> str:
+def digest(name: str, task: Task, samples: Sequence[Sample], options: Mapping[str, Any]) -> str:
     """Of the samples, and of the code that a result follows from."""
     here = Path(__file__).parent
-    files = [*here.glob("task_*.py"), here / "digits.py"]
+    files = [Path(inspect.getfile(type(task))), here / "digits.py"]
     if name in ORT or name in NNCF:
         files.append(here / "ort_quantizer.py")
     if name in NNCF:
@@ -160,7 +162,10 @@ def cached(
     if folder is None:
         return measured(name, task, seed, samples, options)
     mine = options if name in OURS else {}
-    path = folder / f"{task.name}-{name}-{seed}-{len(samples)}-{digest(name, samples, mine)}.json"
+    path = (
+        folder
+        / f"{task.name}-{name}-{seed}-{len(samples)}-{digest(name, task, samples, mine)}.json"
+    )
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(measured(name, task, seed, samples, mine))
@@ -177,10 +182,7 @@ def evaluate(
     """Everything about one task."""
     samples = task.samples(count)
     exact = cached(folder, FLOAT, task, 0, samples, {})["decided"]
-    right = [
-        decided if sample.truth is None else sample.truth
-        for decided, sample in zip(exact, samples, strict=True)
-    ]
+    right = [sample.truth for sample in samples]
     errors = {FLOAT: [_mistakes(exact, right)]}
     changes, rows, failures = {}, {}, {}
     for name in names:
@@ -215,33 +217,6 @@ def evaluate(
 
 def _mistakes(decided: Sequence[Any], right: Sequence[Any]) -> list[tuple[int, int]]:
     return [mistakes(a, b) for a, b in zip(decided, right, strict=True)]
-
-
-def table(name: str, found: Mapping[str, Any]) -> str:
-    """Markdown: one line per quantizer."""
-    lines = [
-        f"**{name}**: {found['decisions']} {found['unit']} in {found['samples']} samples, "
-        f"{found['seeds']} seeds; float32 errs in {found['float32']:.2f} %.",
-        "",
-        "| quantizer | errors, % | drop, points | changed, % | graphopt less it, points "
-        "| products in integers | of the MACs | s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for quantizer, row in found["rows"].items():
-        drop = Difference(**row["drop"])
-        versus = row.get("graphopt less it")
-        lines.append(
-            f"| {quantizer} | {row['errors']:.2f} | {_interval(drop)} | {row['changed']:.2f} "
-            f"| {_interval(Difference(**versus)) if versus else ''} "
-            f"| {row['quantized']} of {row['products']} | {row['of_macs']:.0%} "
-            f"| {row['seconds to quantize']:.0f} |"
-        )
-    lines += [f"| {each} | failed: {why} |" for each, why in found["failures"].items()]
-    return "\n".join(lines)
-
-
-def _interval(value: Difference) -> str:
-    return f"{value.mean:+.2f} ({value.low:+.2f} … {value.high:+.2f})"
 
 
 def missed(results: Mapping[str, Any]) -> list[str]:

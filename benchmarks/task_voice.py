@@ -38,8 +38,7 @@ _BANDWIDTHS = (80.0, 110.0, 160.0)
 class Voice:
     """Recordings of a second; a decision for every 32 ms, with the model's own state.
 
-    A piece is right where the float model says the same: what is speech is its definition, and a
-    synthesised voice is none.
+    Right is where more than half of a piece lies in a syllable.
     """
 
     name: str = "silero_vad"
@@ -63,7 +62,7 @@ class Voice:
         for _ in range(CALIBRATION // 4):
             steps = []
             state = _silence()
-            for piece in _pieces(recording(rng)):
+            for piece in _pieces(recording(rng)[0]):
                 feeds = {"input": piece, "state": state}
                 steps.append(feeds)
                 state = session.run(["stateN"], {**feeds, "sr": np.array(RATE)})[0]
@@ -74,7 +73,12 @@ class Voice:
         """Recordings, together with at least `count` steps."""
         rng = np.random.default_rng((0, 1))
         many = -(-count // _STEPS) * 8
-        return [Sample({"sound": recording(rng)}, None) for _ in range(many)]
+        found = []
+        for _ in range(many):
+            sound, spoken = recording(rng)
+            shares = spoken[_CONTEXT:].reshape(_STEPS, _PIECE).mean(axis=1)
+            found.append(Sample({"sound": sound}, [int(share > 0.5) for share in shares]))
+        return found
 
     def decide(self, predict: Predict, sample: Sample) -> Any:
         """For each step, 1 for speech."""
@@ -96,12 +100,17 @@ def _pieces(sound: Array) -> list[Array]:
     return [sound[np.newaxis, k : k + _CONTEXT + _PIECE] for k in places]
 
 
-def recording(rng: np.random.Generator) -> Array:
-    """A second of a voice with pauses, or of something else, float32 in −1 … 1, at 16 kHz."""
+def recording(rng: np.random.Generator) -> tuple[Array, Array]:
+    """A second of a voice with pauses, or of something else, and where somebody speaks.
+
+    Returns:
+        float32 in −1 … 1 at 16 kHz, and bool.
+    """
     length = _CONTEXT + _STEPS * _PIECE
+    spoken = np.zeros(length, np.bool_)
     kind = rng.random()
     if kind < 0.7:
-        sound = _speech(rng, length)
+        sound, spoken = _speech(rng, length)
     elif kind < 0.85:
         sound = _hum(rng, length)
     else:
@@ -112,12 +121,12 @@ def recording(rng: np.random.Generator) -> Array:
     level = 10 ** rng.uniform(-4, -1.7)
     coloured = lfilter([1.0], [1.0, -rng.uniform(0, 0.95)], rng.standard_normal(length))
     sound = sound + level * coloured / coloured.std()
-    return np.asarray(np.clip(sound, -1, 1), np.float32)
+    return np.asarray(np.clip(sound, -1, 1), np.float32), spoken
 
 
-def _speech(rng: np.random.Generator, length: int) -> Array:
+def _speech(rng: np.random.Generator, length: int) -> tuple[Array, Array]:
     """Syllables and pauses: a source of pulses and breath through moving formants."""
-    voiced, breath = np.zeros(length), np.zeros(length)
+    voiced, breath, spoken = np.zeros(length), np.zeros(length), np.zeros(length, np.bool_)
     formants = np.zeros((length // _BLOCK + 1, 3))
     size = rng.uniform(0.9, 1.25)  # of the vocal tract, and of it the sex
     base = 210 - 380 * (1.05 - size) if size > 1.05 else rng.uniform(85, 140)
@@ -139,6 +148,7 @@ def _speech(rng: np.random.Generator, length: int) -> Array:
         blocks = slice(place // _BLOCK, (place + many) // _BLOCK + 1)
         way = np.linspace(0, 1, len(formants[blocks]))[:, None].clip(0, 0.5) * 2
         formants[blocks] = size * (vowel + (target - vowel) * way)
+        spoken[place - consonant : place + many] = True
         vowel, place = target, place + many
     pitch = base * (1 + 0.15 * np.cumsum(rng.standard_normal(length)) / np.sqrt(length))
     pitch *= 1 + 0.02 * np.sin(2 * np.pi * rng.uniform(4, 6) * np.arange(length) / RATE)
@@ -147,7 +157,7 @@ def _speech(rng: np.random.Generator, length: int) -> Array:
     source = lfilter([1.0], [1.0, -0.95], pulses) + 0.02 * rng.standard_normal(length)
     sound = _through(source * voiced, formants)
     hiss = lfilter([1.0, -0.95], [1.0], rng.standard_normal(length)) * breath
-    return np.asarray(sound / max(float(np.abs(sound).max()), 1e-9) + hiss)
+    return sound / max(float(np.abs(sound).max()), 1e-9) + hiss, spoken
 
 
 def _through(source: Array, formants: Array) -> Array:
