@@ -1,1 +1,0 @@
-"""Compiles device functions for NVIDIA GPUs; needs neither a GPU nor a driver."""
