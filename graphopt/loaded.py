@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.artifact import bundle
+from graphopt.artifact import bundle, signature
 from graphopt.artifact.bundle import Artifact
 from graphopt.artifact.encryption import secret_from
-from graphopt.artifact.signature import trusted_key
 from graphopt.bundling import parts, specialisations_of
 from graphopt.codegen.plan import TensorSpec
 from graphopt.errors import ArtifactError, InputError, OptionError
@@ -70,8 +69,8 @@ def load(
             hint="compile it first: graphopt compile MODEL.onnx -o FILE.gopt",
         )
     data = source if isinstance(source, (str, os.PathLike)) else bytes(source)
-    trusted = [trusted_key(key) for key in _several(trusted_keys)]
-    return LoadedModel(bundle.load(data, trusted, secret_from(key_file, passphrase)), threads)
+    keys = signature.trusted_keys(trusted_keys or ())
+    return LoadedModel(bundle.load(data, keys, secret_from(key_file, passphrase)), threads)
 
 
 class LoadedModel:
@@ -181,11 +180,6 @@ class LoadedModel:
                 hint=f"it has: {'; '.join(self.specialisations)}. Others need another compile().",
             )
         return self._sessions.get(key, lambda: open_session(item, self._workers))
-
-
-def _several(keys: Any) -> Sequence[Any]:
-    """One key given alone counts as a list of one: no key at all would mean that all is trusted."""
-    return [keys] if isinstance(keys, (str, bytes, os.PathLike)) else list(keys or ())
 
 
 def _threads(wanted: int | None, item: AnyProgram) -> int:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphopt.artifact import bundle
+from graphopt.artifact import bundle, signature
 from graphopt.artifact.encryption import secret_from
 from graphopt.artifact.reading import read_sealed
-from graphopt.artifact.signature import key_id, signed_by, signer, trusted_key
+from graphopt.artifact.signature import key_id, signed_by, signer
 from graphopt.errors import OptionError
 
 PathOrBytes = str | os.PathLike[str] | bytes
@@ -60,8 +60,7 @@ def check_signature(
         ArtifactError: unsigned, signed by another key, altered, or unreadable.
         OptionError: no key is given, or one is unusable.
     """
-    keys = [trusted_keys] if isinstance(trusted_keys, (str, bytes, os.PathLike)) else trusted_keys
-    trusted = [trusted_key(key) for key in keys]
+    trusted = signature.trusted_keys(trusted_keys)
     if not trusted:
         raise OptionError("keys", "name the public keys that you trust.")
     return _checked(path, trusted)

@@ -16,11 +16,11 @@ from functools import partial
 from math import prod
 
 from schedules.byte_pair_kernel import PairKernel, terms_of
-from schedules.byte_tiles import MOST_ROWS, TilePlan, has_sums, share, usual_tile, way
+from schedules.byte_tiles import TilePlan, has_sums, share, usual_tile, way
 from schedules.conv_common import ceil_div, traffic
 from schedules.epilogue import operand_layouts
-from schedules.interface import PLAIN, Candidate, Cost, Knob, TargetTraits, Workload
-from schedules.matmul_bytes import ProductPlan
+from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
+from schedules.matmul_bytes import ProductPlan, plan_knobs
 from schedules.nest import as_written
 from schedules.product import PRODUCTS, Problem, problem_of
 from schedules.space import tunable
@@ -51,14 +51,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         "bands": bands,
         "splits": splits,
     }
-    parts = tuple(range(1, 4 * traits.threads + 1))
-    knobs = (
-        Knob("rows", tuple(range(1, MOST_ROWS + 1))),
-        Knob("tiles", (1, 2, 3)),
-        Knob("vectors", (1, 2, 3)),
-        Knob("bands", parts),
-        Knob("splits", parts),
-    )
+    knobs = plan_knobs(traits.threads)
     return (tunable(knobs, values, partial(_decided, workload, problem, traits)),)
 
 

@@ -90,6 +90,18 @@ class ProductPlan:
     splits: int
 
 
+def plan_knobs(threads: int) -> tuple[Knob, ...]:
+    """The values that each field of a ProductPlan may take."""
+    parts = tuple(range(1, 4 * threads + 1))
+    return (
+        Knob("rows", tuple(range(1, MOST_ROWS + 1))),
+        Knob("tiles", (1, 2, 3)),
+        Knob("vectors", (1, 2, 3)),
+        Knob("bands", parts),
+        Knob("splits", parts),
+    )
+
+
 def terms_of(problem: Problem) -> int:
     """Terms of a step."""
     return min(MOST_TERMS, ceil_div(problem.depth, GROUP) * GROUP)
@@ -256,14 +268,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         "bands": min(tasks, tiles) if by_rows else 1,
         "splits": 1 if by_rows else min(tasks, panels),
     }
-    parts = tuple(range(1, 4 * traits.threads + 1))
-    knobs = (
-        Knob("rows", tuple(range(1, MOST_ROWS + 1))),
-        Knob("tiles", (1, 2, 3)),
-        Knob("vectors", (1, 2, 3)),
-        Knob("bands", parts),
-        Knob("splits", parts),
-    )
+    knobs = plan_knobs(traits.threads)
     return (tunable(knobs, values, partial(_decided, workload, problem, traits)),)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.artifact import manifest as manifest_json
+from graphopt.artifact.aligned import ALIGNMENT, empty_aligned
 from graphopt.artifact.atomic import replacing
 from graphopt.artifact.container import (
     MANIFEST,
@@ -29,8 +30,6 @@ from graphopt.artifact.manifest import Manifest
 from graphopt.artifact.reading import Sealed, hash_threads, read_sealed
 from graphopt.artifact.signature import UNSIGNED, Sign
 from graphopt.errors import ArtifactError
-
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,10 +238,8 @@ def _check_weights(manifest: Manifest, size: int, stage: str) -> None:
 
 def _aligned(weights: memoryview) -> NDArray[np.uint8]:
     array = np.frombuffer(weights, np.uint8)
-    if array.ctypes.data % _ALIGNMENT:  # given as bytes, not mapped from a file
-        room = np.empty(array.size + _ALIGNMENT, np.uint8)
-        start = -room.ctypes.data % _ALIGNMENT
-        copy = room[start : start + array.size]
+    if array.ctypes.data % ALIGNMENT:  # given as bytes, not mapped from a file
+        copy = empty_aligned(array.size)
         copy[:] = array
         copy.flags.writeable = False
         return copy

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.artifact.aligned import empty_aligned
 from graphopt.artifact.keys import read_key, require_cryptography
 from graphopt.errors import ArtifactError, OptionError
 
@@ -137,9 +138,7 @@ class Cipher:
         from cryptography.exceptions import InvalidTag
 
         size = plain_size(len(stored))
-        room = np.empty(size + 64, np.uint8)
-        start = -room.ctypes.data % 64
-        result = room[start : start + size]
+        result = empty_aligned(size)
         for nonce, extra, low, high in self._pieces(member, size):
             at = low + TAG_BYTES * (low // CHUNK_BYTES)
             piece = stored[at : at + high - low + TAG_BYTES]

@@ -82,6 +82,19 @@ def key_id(key: bytes) -> str:
     return sha256(key).hexdigest()[:16]
 
 
+def trusted_keys(
+    sources: Sequence[str | os.PathLike[str] | bytes] | str | os.PathLike[str] | bytes,
+) -> list[bytes]:
+    """trusted_key() of each; one given alone counts as a list of one.
+
+    Raises:
+        OptionError: as trusted_key().
+    """
+    if isinstance(sources, (str, bytes, os.PathLike)):
+        sources = [sources]
+    return [trusted_key(source) for source in sources]
+
+
 def trusted_key(source: str | os.PathLike[str] | bytes) -> bytes:
     """The 32 bytes of a public key.
 

@@ -91,6 +91,11 @@ class Graph:
         kind = self.types.get(name)
         return kind is not None and kind.tensor_type.elem_type == TensorProto.FLOAT
 
+    @property
+    def float_outputs(self) -> list[str]:
+        """The outputs that are compared."""
+        return [name for name in self.outputs if self.is_float(name)]
+
     def rebuilt(
         self,
         nodes: Iterable[NodeProto],

@@ -84,8 +84,7 @@ def measure(
     Args:
         probe: of `model`, with noise inputs for the plan's layers at least.
     """
-    graph = Graph(model)
-    outputs = [name for name in graph.outputs if graph.is_float(name)]
+    outputs = Graph(model).float_outputs
     written = list(dict.fromkeys(name for group in plan.groups for name in group.outputs))
     other = integer_probe(model, plan, written)
     activations = {each.tensor: each for each in plan.activations}

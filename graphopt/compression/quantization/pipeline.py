@@ -17,7 +17,7 @@ from graphopt.compression.quantization.opset import upgraded
 from graphopt.compression.quantization.plan import Plan
 from graphopt.compression.quantization.precision import with_mixed_precision
 from graphopt.compression.quantization.report import QuantizationReport, make_report
-from graphopt.compression.quantization.running import Profiler, Run, float_outputs
+from graphopt.compression.quantization.running import Profiler, Run
 from graphopt.compression.quantization.samples import Samples
 from graphopt.compression.quantization.statistics import Statistics
 from graphopt.compression.quantization.tools import planned
@@ -109,7 +109,7 @@ def quantize_model(
     if found.probe is not None:
         log.info("comparing with the float model on %d batches", len(samples.kept))
         measurements = measure(run, found.probe, found.base, found.plan, samples.kept)
-        names = float_outputs(prepared)
+        names = Graph(prepared).float_outputs
         internal = apply(found.base, found.plan, integer_io=False)
         outputs = compared(run, prepared, internal, samples.kept, names)
         seconds = timed(run, (prepared, internal), samples.kept[0], names) if names else None

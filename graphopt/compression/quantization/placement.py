@@ -150,7 +150,7 @@ def _demand(graph: Graph, groups: Sequence[Group], config: QuantizationConfig) -
     cheap = _from_integer_kernels(graph, groups, config)
     demanded = {name for group in groups if group.kind == "product" for name in group.inputs}
     if config.io_type is not None:
-        demanded |= {name for name in graph.outputs if graph.is_float(name)}
+        demanded |= set(graph.float_outputs)
         demanded |= {name for name in graph.inputs if graph.is_float(name)}
     while True:
         before = len(demanded)

@@ -28,7 +28,6 @@ from graphopt.compression.quantization.running import (
     KernelTime,
     Profiler,
     Run,
-    float_outputs,
 )
 from graphopt.compression.quantization.samples import Samples
 from graphopt.compression.quantization.tools import Planned
@@ -56,7 +55,7 @@ def with_mixed_precision(
         ModelError: it is not enough unless all layers are in float.
     """
     assert found.probe is not None
-    outputs = float_outputs(samples.prepared)
+    outputs = Graph(samples.prepared).float_outputs
     exact = _predictor(run, samples.prepared, outputs)
     judge, least = _target(exact, samples, config, metric)
     trials = _Trials(run, found, config, outputs, judge)

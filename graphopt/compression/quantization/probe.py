@@ -109,9 +109,8 @@ def float_probe(model: OnnxModel, groups: Sequence[Group], tensors: Sequence[str
     probed = graph.rebuilt(nodes)
     for name, given in noise.items():
         probed.proto.graph.input.append(_value(given, _addable(graph.types[name])))
-    outputs = [name for name in graph.outputs if graph.is_float(name)]
     moved = [name for group in groups for name in group.outputs]
-    wanted = dict.fromkeys([*tensors, *moved, *_read(graph, groups), *outputs])
+    wanted = dict.fromkeys([*tensors, *moved, *_read(graph, groups), *graph.float_outputs])
     return FloatProbe(probed, noise, shapes, tuple(n for n in wanted if n not in graph.inputs))
 
 

@@ -60,9 +60,3 @@ def check_same(first: Feeds, second: Feeds, opset: int) -> None:
                 "its batch normalisations were folded.",
                 hint=f"export the model with opset_version={max(13, opset)}.",
             )
-
-
-def float_outputs(model: OnnxModel) -> list[str]:
-    """The outputs that are compared."""
-    graph = Graph(model)
-    return [name for name in graph.outputs if graph.is_float(name)]

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Iterator
 
 from graphopt.compression.quantization.feeds import Data, checked, input_specs
-from graphopt.compression.quantization.graph import STAGE
+from graphopt.compression.quantization.graph import STAGE, Graph
 from graphopt.compression.quantization.placement import Placement
 from graphopt.compression.quantization.probe import FloatProbe, float_probe
-from graphopt.compression.quantization.running import Feeds, Run, check_same, float_outputs
+from graphopt.compression.quantization.running import Feeds, Run, check_same
 from graphopt.compression.quantization.statistics import Statistics, gather
 from graphopt.errors import OptionError
 from graphopt.frontend.model import OnnxModel
@@ -81,7 +81,7 @@ class Samples:
         for place, feeds in enumerate(self._keeping(batches) if first else batches):
             values = self._run(probe.model, probe.feeds(feeds, {}, {}), probe.wanted)
             if first:
-                outputs = float_outputs(self.prepared)
+                outputs = Graph(self.prepared).float_outputs
                 exact = self._run(self.prepared, feeds, outputs) if outputs else {}
                 check_same(exact, {**feeds, **values}, base.opsets.get("", 13))
                 first = False

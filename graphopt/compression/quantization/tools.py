@@ -18,7 +18,7 @@ from graphopt.compression.quantization.planning import make_plan
 from graphopt.compression.quantization.probe import FloatProbe
 from graphopt.compression.quantization.report import ToolRow
 from graphopt.compression.quantization.rounding import with_rounding
-from graphopt.compression.quantization.running import Run, float_outputs
+from graphopt.compression.quantization.running import Run
 from graphopt.compression.quantization.samples import Samples
 from graphopt.compression.quantization.smooth import smoothed
 from graphopt.compression.quantization.statistics import Statistics
@@ -95,6 +95,6 @@ def quality(run: Run, samples: Samples, found: Planned) -> float:
     if not samples.kept:
         return math.nan
     quantized = apply(found.base, found.plan, integer_io=False)
-    outputs = float_outputs(found.base)
+    outputs = Graph(found.base).float_outputs
     values = compared(run, samples.prepared, quantized, samples.kept, outputs)
     return min(values.values(), default=math.nan)
