@@ -1,0 +1,1 @@
+"""Compiles device functions for NVIDIA GPUs; needs neither a GPU nor a driver."""
