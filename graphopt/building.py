@@ -42,7 +42,8 @@ class _MachineCode:
     """A program's machine code in the forms that running and saving need, each made once."""
 
     def __init__(self, program: Program, linker: Linker) -> None:
-        self._objects, self._linker = program.objects, linker
+        assert program.code is not None
+        self._objects, self._linker = program.code.objects, linker
         self._lock = threading.Lock()
         self._library: bytes | None = None
 

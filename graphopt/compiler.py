@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from graphopt.codegen.executable import build, c_control_object
-from graphopt.codegen.jobs import KernelJobs
+from graphopt.codegen.device_jobs import DeviceJobs
+from graphopt.codegen.executable import c_control_object
+from graphopt.codegen.jobs import Code, KernelJobs
 from graphopt.codegen.plan import Plan
 from graphopt.config import CompileConfig
 from graphopt.frontend.importer import import_model, refuse_unknown
@@ -35,14 +36,14 @@ log = logging.getLogger(__name__)
 class Program:
     """A model compiled for one set of input shapes.
 
-    module: the tvm runtime Module with `run` and `serve`, compiled to machine code when a function
-    is first looked up; None where there are object files. objects: files that a linker joins to
-    the shared library of that module. pool: has the packed constants.
+    module: the tvm runtime Module with `run` and `serve` (of a device with `run` and `part`),
+    compiled to machine code when a function is first looked up; None where there is `code`, from
+    which files with that module are made. pool: has the packed constants.
     """
 
     plan: Plan
     module: Any
-    objects: tuple[bytes, ...]
+    code: Code | None
     pool: WeightPool
     report: Report
 
@@ -141,7 +142,7 @@ def _compiled(
     with stages("lowering"):
         problem = pose(graph, traits, _options(config), advisor)
         chosen = problem.choice()
-    lowered, objects, module = _built(problem, chosen, config, pool, linked, stages)
+    lowered, code, module = _built(problem, chosen, config, pool, linked, stages)
     emitted = lowered.emitted
     report = replace(
         report,
@@ -164,7 +165,7 @@ def _compiled(
             if refused.rule in INTEGER_RULES
         ),
     )
-    return Program(emitted.plan, module, objects, pool, report)
+    return Program(emitted.plan, module, code, pool, report)
 
 
 def _built(
@@ -174,19 +175,24 @@ def _built(
     pool: WeightPool,
     linked: bool,
     stages: _Stages,
-) -> tuple[Lowered, tuple[bytes, ...], Any]:
-    """The plan of a choice, with its object files if `linked`, else with its module."""
-    target, arch = config.target.tvm_target(config.threads), config.target.arch
+) -> tuple[Lowered, Code | None, Any]:
+    """The plan of a choice, with what files are made of if `linked`, else with its module."""
     flush_subnormals = config.numerics != "strict"
-    with KernelJobs(target, arch, machine_code=linked) as jobs:
+    with _jobs(config, linked) as jobs:
         with stages("lowering"):
             lowered = lower_choice(problem, chosen, jobs, pool)
-        emitted = lowered.emitted
+        plan = lowered.emitted.plan
         with stages("codegen"):
             if linked:
-                return lowered, jobs.objects(emitted.plan, flush_subnormals), None
-            module = build(emitted.plan, emitted.kernels, target, arch, flush_subnormals)
-            return lowered, (), module
+                return lowered, jobs.code(plan, flush_subnormals), None
+            return lowered, None, jobs.module(plan, flush_subnormals)
+
+
+def _jobs(config: CompileConfig, machine_code: bool) -> KernelJobs | DeviceJobs:
+    target = config.target
+    if target.device is not None:
+        return DeviceJobs(target.device_target())
+    return KernelJobs(target.tvm_target(config.threads), target.arch, machine_code)
 
 
 def compile_choice(
@@ -207,8 +213,7 @@ def lower_chosen(
     problem: Problem, chosen: Mapping[int, Offer], config: CompileConfig, pool: WeightPool
 ) -> Emitted:
     """As compile_choice(), without machine code: for other machines."""
-    target, arch = config.target.tvm_target(config.threads), config.target.arch
-    with KernelJobs(target, arch, machine_code=False) as jobs:
+    with _jobs(config, machine_code=False) as jobs:
         return lower_choice(problem, chosen, jobs, pool).emitted
 
 

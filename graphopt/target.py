@@ -1,24 +1,38 @@
-"""TargetSpec: the processor a program is compiled for, named as in "cpu:cascadelake"."""
+"""TargetSpec: what a program is compiled for, named as in "cpu:cascadelake" or "opencl"."""
 
 from __future__ import annotations
 
 import difflib
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from tvm.target import Target
 from tvm_ffi import get_global_func
 
+from graphopt.codegen.device_program import DeviceTarget
 from graphopt.errors import OptionError
 from graphopt.runtime.host import FLAGS, TILES, host_arch, host_features
+from graphopt.targets.devices import DEVICES, Device, find_device
+from graphopt.targets.processors import (
+    NAMED,
+    RISCV,
+    TRIPLES,
+    alternatives,
+    cache_bytes,
+    check_processor,
+    cpuid,
+    default_caches,
+    is_processor,
+    llvm_features,
+    llvm_target,
+)
 from schedules.interface import TargetTraits
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 """What kernels with 64-byte vectors need; a processor with only some of it gets 32-byte ones."""
 AVX2 = frozenset({"avx2", "fma"})
+
+_KB = 1 << 10
 
 # What distinguishes the vector units of two processors of one architecture, for the target key.
 # AMX and VBMI are not among them: kernels that use them are candidates of their own, all others run
@@ -30,48 +44,18 @@ _KEY_FEATURES = {
 }
 _BASE_KEY = {"x86_64": "sse2", "aarch64": "neon", "riscv64": "rv64gc"}
 
-_TRIPLES = {
-    "x86_64": "x86_64-linux-gnu",
-    "aarch64": "aarch64-linux-gnu",
-    "riscv64": "riscv64-linux-gnu",
-}
 # Levels of an architecture that go by their own names.
 _SHORT = {
     **{f"x86-64{level}": f"x86_64:x86-64{level}" for level in ("", "-v2", "-v3", "-v4")},
     "riscv64": "riscv64:rv64gc",
 }
-# What Linux distributions for RISC-V are built for, without and with vectors. LLVM's other
-# processors have extensions that loading could not check.
-_RV64GC = ("+m", "+a", "+f", "+d", "+c")
-_RISCV = {"rv64gc": _RV64GC, "generic-rv64": _RV64GC, "rv64gcv": (*_RV64GC, "+v")}
-_LATER = ("cuda", "opencl")
-_KB, _MB = 1 << 10, 1 << 20
-
-# Data cache sizes (L1, L2 per core) of processors that are not this one, from vendors' manuals:
-# the first pattern that matches LLVM's name of the processor counts.
-_CACHES = (
-    (r"x86-64(-v2)?|generic", (32 * _KB, 256 * _KB)),
-    (r"x86-64-v3", (32 * _KB, 256 * _KB)),
-    (r"x86-64-v4|skylake.avx512|skx|cascadelake|cooperlake", (32 * _KB, 1 * _MB)),
-    (r"znver[1-3]", (32 * _KB, 512 * _KB)),
-    (r"znver4", (32 * _KB, 1 * _MB)),
-    (r"znver5", (48 * _KB, 1 * _MB)),
-    (r"icelake.server", (48 * _KB, 1280 * _KB)),
-    (r"icelake.client|rocketlake", (48 * _KB, 512 * _KB)),
-    (r"tigerlake|alderlake|raptorlake", (48 * _KB, 1280 * _KB)),
-    (r"sapphirerapids|emeraldrapids|graniterapids.*|diamondrapids", (48 * _KB, 2 * _MB)),
-    (r"cortex-a(53|55|510|520)", (32 * _KB, 256 * _KB)),
-    (r"cortex-a(72|73|75)", (32 * _KB, 256 * _KB)),
-    (r"cortex-.*", (64 * _KB, 512 * _KB)),
-    (r"neoverse-(n1|v1|n2)", (64 * _KB, 1 * _MB)),
-    (r"neoverse-.*|grace", (64 * _KB, 2 * _MB)),
-    (r"apple-.*", (128 * _KB, 4 * _MB)),
-)
 
 
 @dataclass(frozen=True)
 class TargetSpec:
     """A processor: architecture, LLVM's name for it, and what its vector units and caches are.
+
+    For a device it is the processor that launches the device's kernels.
 
     Attributes:
         name: the target as the user wrote it.
@@ -80,6 +64,7 @@ class TargetSpec:
         features: instruction-set extensions (LLVM's names) that the code may use; loading checks
             them against the machine.
         l1_bytes, l2_bytes: data caches per core, in bytes.
+        device: what runs the kernels, if that is not the processor.
     """
 
     name: str
@@ -89,6 +74,7 @@ class TargetSpec:
     features: frozenset[str]
     l1_bytes: int
     l2_bytes: int
+    device: Device | None = None
 
     @staticmethod
     def parse(text: str) -> TargetSpec:
@@ -98,21 +84,19 @@ class TargetSpec:
         ("cpu:cascadelake", "cpu:x86-64-v3"); "aarch64:NAME" and "x86_64:NAME" say the architecture.
         "x86-64", "x86-64-v2" to "x86-64-v4" and "riscv64" (the same as "riscv64:rv64gc"; with
         vectors "riscv64:rv64gcv") are levels that many processors have.
+        "opencl" is this machine's first OpenCL device, "opencl:NAME" the first whose name has NAME
+        in it; "cuda" is this machine's GPU, "cuda:sm_80" or "cuda:sm_75,sm_80" any of that kind.
 
         Raises:
-            OptionError: the name is unknown (with close matches), or not available yet.
+            OptionError: the name is unknown (with close matches), or there is no such device.
         """
         kind, _, cpu = _SHORT.get(text.strip(), text.strip()).partition(":")
-        if kind in _LATER:
-            raise OptionError(
-                "target",
-                f"'{text}' is not available in this version, which compiles for CPUs only.",
-                hint="use 'cpu', or 'cpu:NAME' for another processor.",
-            )
-        if kind not in ("cpu", *_TRIPLES):
+        if kind in DEVICES:
+            return replace(_host("cpu"), name=text.strip(), device=find_device(text.strip()))
+        if kind not in ("cpu", *TRIPLES):
             raise _unknown_target(text, kind)
         arch = host_arch() if kind == "cpu" else kind
-        if arch not in _TRIPLES:
+        if arch not in TRIPLES:
             raise OptionError(
                 "target",
                 f"this machine's architecture '{arch}' is not supported.",
@@ -129,15 +113,15 @@ class TargetSpec:
                 f"'{text}' names no processor.",
                 hint=f"write '{kind}:{default}' for code that runs on every {arch} processor.",
             )
-        _check_cpu(arch, cpu, text)
-        features = _llvm_features(arch, cpu, ()).intersection(FLAGS[arch])
-        l1, l2 = _default_caches(cpu)
+        check_processor(arch, cpu, text)
+        features = llvm_features(arch, cpu, ()).intersection(FLAGS[arch])
+        l1, l2 = default_caches(cpu)
         return TargetSpec(text.strip(), arch, cpu, (), features, l1, l2)
 
     @property
     def triple(self) -> str:
         """LLVM's target triple."""
-        return _TRIPLES[self.arch]
+        return TRIPLES[self.arch]
 
     @property
     def vector_bytes(self) -> int:
@@ -150,11 +134,18 @@ class TargetSpec:
         return 16
 
     def tvm_target(self, threads: int) -> Any:
-        """The tvm Target for a program run by `threads` threads."""
-        return _tvm_target(self.arch, self.mcpu, self.mattr, threads)
+        """The tvm Target of the processor, for a program run by `threads` threads."""
+        return llvm_target(self.arch, self.mcpu, self.mattr, threads)
+
+    def device_target(self) -> DeviceTarget:
+        """What the device's code, and that which launches it, are compiled for."""
+        assert self.device is not None
+        return self.device.target(self.tvm_target(1))
 
     def traits(self, threads: int) -> TargetTraits:
-        """What schedules need to know of this processor."""
+        """What schedules need to know of this processor, or of the device."""
+        if self.device is not None:
+            return self.device.traits()
         x86 = self.arch == "x86_64"
         wide = self.vector_bytes == 64
         return TargetTraits(
@@ -176,8 +167,11 @@ class TargetSpec:
         """The target key: what tuning records of this target have in common; a valid file name.
 
         Architecture, vector features, cache class (L1 in KiB, L2 rounded down to a power of two)
-        and threads: not the processor's name, because equal processors have several.
+        and threads: not the processor's name, because equal processors have several. Of a device
+        its kind and what it is.
         """
+        if self.device is not None:
+            return self.device.key()
         base = {64: "avx512", 32: "avx2", 16: _BASE_KEY[self.arch]}
         vector = [base[self.vector_bytes]]
         vector += [name for name in _KEY_FEATURES[self.arch] if name in self.features]
@@ -193,9 +187,9 @@ class TargetSpec:
         """Whether the processor has these (LLVM's names), be they for our code or not."""
         known = set(self.features)
         if self.name == "cpu" and self.arch == "x86_64":
-            known |= {name for name, value in _cpuid().items() if value}
+            known |= {name for name, value in cpuid().items() if value}
         elif self.name != "cpu":
-            known |= _llvm_features(self.arch, self.mcpu, self.mattr)
+            known |= llvm_features(self.arch, self.mcpu, self.mattr)
         return features <= known
 
     def is_host_compatible(self) -> bool:
@@ -203,85 +197,36 @@ class TargetSpec:
         return self.arch == host_arch() and self.features <= host_features()
 
 
-def _tvm_target(arch: str, mcpu: str, mattr: tuple[str, ...], threads: int) -> Any:
-    spec: dict[str, Any] = {"kind": "llvm", "mtriple": _TRIPLES[arch], "mcpu": mcpu}
-    if arch == "riscv64":
-        spec["mabi"] = "lp64d"
-    if mattr:
-        spec["mattr"] = list(mattr)
-    return Target({**spec, "num-cores": threads})
-
-
-def _llvm_features(arch: str, mcpu: str, mattr: tuple[str, ...]) -> frozenset[str]:
-    """Every feature that LLVM enables, its tuning flags included."""
-    features = get_global_func("target.llvm_get_cpu_features")(_tvm_target(arch, mcpu, mattr, 1))
-    return frozenset(str(name) for name in features)
-
-
-@cache
-def _processors(arch: str) -> tuple[str, ...]:
-    generic = _tvm_target(arch, "generic", (), 1)
-    names = get_global_func("target.llvm_get_cpu_archlist")(generic)
-    return tuple(str(name) for name in names)
-
-
-def _is_processor(arch: str, cpu: str) -> bool:
-    # LLVM lists 32-bit x86 processors under the 64-bit triple too.
-    return bool(get_global_func("target.llvm_is_valid_cpu")(cpu, _TRIPLES[arch])) and (
-        arch != "x86_64" or "64bit" in _llvm_features(arch, cpu, ())
-    )
-
-
-def _riscv(name: str, cpu: str) -> TargetSpec:
-    if cpu not in _RISCV:
+def _riscv(name: str, level: str) -> TargetSpec:
+    if level not in RISCV:
         raise OptionError(
             "target",
             f"'{name}' is not supported.",
-            hint=f"choose {_alternatives([f'riscv64:{level}' for level in _RISCV])}.",
+            hint=f"choose {alternatives([f'riscv64:{level}' for level in RISCV])}.",
         )
-    mattr = _RISCV[cpu]
-    features = _llvm_features("riscv64", "generic-rv64", mattr).intersection(FLAGS["riscv64"])
-    return TargetSpec(name, "riscv64", "generic-rv64", mattr, features, *_default_caches(cpu))
-
-
-def _check_cpu(arch: str, cpu: str, text: str) -> None:
-    if _is_processor(arch, cpu):
-        return
-    for other in ("x86_64", "aarch64"):
-        if other != arch and _is_processor(other, cpu):
-            raise OptionError(
-                "target",
-                f"'{cpu}' is not an {arch} processor.",
-                hint=f"write '{other}:{cpu}'.",
-            )
-    names = [name for name in _processors(arch) if _is_processor(arch, name)]
-    close = difflib.get_close_matches(cpu.lower(), names, n=3, cutoff=0.5)
-    raise OptionError(
-        "target",
-        f"'{text}': LLVM knows no {arch} processor called '{cpu}'.",
-        hint=f"did you mean {_alternatives(close)}?" if close else "'cpu' means this machine.",
-    )
+    mattr = RISCV[level]
+    features = llvm_features("riscv64", "generic-rv64", mattr).intersection(FLAGS["riscv64"])
+    return TargetSpec(name, "riscv64", "generic-rv64", mattr, features, *default_caches(level))
 
 
 def _unknown_target(text: str, kind: str) -> OptionError:
-    known = ["cpu", *_TRIPLES]
-    for arch in ("x86_64", "aarch64"):
-        if text and _is_processor(arch, text):
+    known = ["cpu", *TRIPLES, *DEVICES]
+    for arch in NAMED:
+        if text and is_processor(arch, text):
             prefix = "cpu" if arch == host_arch() else arch
             return OptionError(
                 "target", f"unknown target '{text}'.", hint=f"write '{prefix}:{text}'."
             )
     close = difflib.get_close_matches(kind.lower(), known, n=1, cutoff=0.5)
-    forms = "targets are 'cpu', 'cpu:NAME', 'x86_64:NAME', 'aarch64:NAME' and 'riscv64'."
+    forms = (
+        "targets are 'cpu', 'cpu:NAME', 'x86_64:NAME', 'aarch64:NAME', 'riscv64', 'opencl', "
+        "'opencl:NAME', 'cuda' and 'cuda:sm_NN'."
+    )
     return OptionError(
         "target",
         f"unknown target '{text}'.",
-        hint=f"did you mean {_alternatives(close)}? {forms}" if close else forms,
+        hint=f"did you mean {alternatives(close)}? {forms}" if close else forms,
     )
-
-
-def _alternatives(names: list[str]) -> str:
-    return " or ".join(f"'{name}'" for name in names)
 
 
 @cache
@@ -293,55 +238,18 @@ def _host(name: str) -> TargetSpec:
     """
     arch = host_arch()
     mcpu = str(get_global_func("target.llvm_get_system_cpu")())
-    if not _is_processor(arch, mcpu):
+    if not is_processor(arch, mcpu):
         mcpu = "generic"
     available = host_features()
     if arch == "x86_64":
-        available &= {flag for flag, value in _cpuid().items() if value}
-    assumed = _llvm_features(arch, mcpu, ())
+        available &= {flag for flag, value in cpuid().items() if value}
+    assumed = llvm_features(arch, mcpu, ())
     mattr = tuple(
         ("+" if feature in available else "-") + feature
         for feature in sorted(FLAGS[arch])
         if (feature in available) != (feature in assumed)
     )
-    features = _llvm_features(arch, mcpu, mattr).intersection(FLAGS[arch])
-    l1, l2 = _default_caches(mcpu)
-    l1, l2 = _cache_bytes(1) or l1, _cache_bytes(2) or l2
+    features = llvm_features(arch, mcpu, mattr).intersection(FLAGS[arch])
+    l1, l2 = default_caches(mcpu)
+    l1, l2 = cache_bytes(1) or l1, cache_bytes(2) or l2
     return TargetSpec(name, arch, mcpu, mattr, features, l1, l2)
-
-
-def _cpuid() -> dict[str, bool]:
-    """This x86 machine's features as LLVM reads them."""
-    flags = get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-    return {str(flag): bool(value) for flag, value in flags.items()}
-
-
-def _default_caches(mcpu: str) -> tuple[int, int]:
-    for pattern, sizes in _CACHES:
-        if re.fullmatch(pattern, mcpu):
-            return sizes
-    return 32 * _KB, 512 * _KB
-
-
-def _cache_bytes(level: int, cpu: str = "/sys/devices/system/cpu/cpu0") -> int | None:
-    """Size of a core's share of its data cache of `level`, in bytes; None if not known."""
-    for index in sorted(Path(cpu, "cache").glob("index*")):
-        try:
-            if int((index / "level").read_text()) != level:
-                continue
-            if (index / "type").read_text().strip() == "Instruction":
-                continue
-            size = re.fullmatch(r"(\d+)K", (index / "size").read_text().strip())
-            sharing = _count((index / "shared_cpu_list").read_text())
-            siblings = _count(Path(cpu, "topology/thread_siblings_list").read_text())
-        except (OSError, ValueError):
-            continue
-        if size:
-            return int(size[1]) * _KB // max(1, sharing // siblings)
-    return None
-
-
-def _count(cpu_list: str) -> int:
-    """Number of processors in a kernel list such as "0-3,8"."""
-    ranges = [part.split("-") for part in cpu_list.strip().split(",")]
-    return sum(int(r[-1]) - int(r[0]) + 1 for r in ranges)

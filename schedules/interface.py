@@ -154,8 +154,39 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class GpuTraits:
+    """What schedules need to know of a GPU, or of another device that runs such kernels.
+
+    Attributes:
+        max_threads: of a block (OpenCL: work-items of a group).
+        shared_bytes: of shared (OpenCL: local) memory that a block may use.
+        max_blocks: along the first axis of a grid.
+        warp: threads that run in lockstep; 1 if that is not known.
+        units: multiprocessors (OpenCL: compute units).
+        loops: the threads of a block are iterations of loops on one core, as an OpenCL device that
+            is a CPU runs them: few threads that do much each, and few barriers, are fastest there.
+        fp16, fp64: whether there is arithmetic of these types.
+        dp4a: whether four products of bytes are one instruction.
+    """
+
+    max_threads: int = 256
+    shared_bytes: int = 32 << 10
+    max_blocks: int = (1 << 31) - 1
+    warp: int = 1
+    units: int = 1
+    loops: bool = False
+    fp16: bool = False
+    fp64: bool = False
+    dp4a: bool = False
+
+
+@dataclass(frozen=True)
 class TargetTraits:
-    """What schedules need to know of a CPU. Sizes in bytes, per core."""
+    """What schedules need to know of a CPU, or of a device. Sizes in bytes, per core.
+
+    `gpu` is None for a CPU. For a device, `arch` is its kind ("opencl", "cuda"), `vector_bytes` the
+    width in which one thread should read and write memory, and the caches play no part.
+    """
 
     arch: str  # "x86_64", "aarch64", …
     vector_bytes: int  # 64 AVX-512, 32 AVX2, 16 SSE and NEON
@@ -169,6 +200,7 @@ class TargetTraits:
     vbmi: bool = False  # 64-byte vectors, and permutations of their bytes
     dotprod: bool = False  # aarch64: products of four signed bytes
     i8mm: bool = False  # and of unsigned with signed ones
+    gpu: GpuTraits | None = None
 
     @property
     def lanes(self) -> int:

@@ -1,4 +1,5 @@
-"""All kernel families. Every candidate of every family competes; the order only breaks ties."""
+"""All kernel families of CPUs, and those of devices. Every candidate of every family for a target
+competes; the order only breaks ties."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ from schedules import (
     trees,
     unique,
 )
-from schedules.interface import Family
+from schedules.gpu_generic import on_device
+from schedules.interface import Family, TargetTraits
 
 FAMILIES: tuple[Family, ...] = (
     conv_direct.candidates,
@@ -111,6 +113,52 @@ FAMILIES: tuple[Family, ...] = (
     pool_indices.candidates,
     elementwise.candidates,
 )
+
+_LOOPS: tuple[Family, ...] = (
+    conv_lines.candidates,
+    conv_generic.candidates,
+    conv_integer.candidates,
+    gemm.candidates,
+    matmul_nbits.candidates,
+    batched_matmul.candidates,
+    attention.candidates,
+    recurrent.candidates,
+    linear_attention.candidates,
+    softmax.candidates,
+    norm.candidates,
+    reduce.candidates,
+    pooling.candidates,
+    resize.candidates,
+    resample.candidates,
+    sampling.candidates,
+    overlap.candidates,
+    regions.candidates,
+    determinant.candidates,
+    trees.candidates,
+    ngrams.candidates,
+    movement.candidates,
+    transpose.candidates,
+    topk.candidates,
+    arg_extremum.candidates,
+    scan.candidates,
+    scatter.elements_candidates,
+    scatter.nd_candidates,
+    gather.candidates,
+    selection.candidates,
+    unique.candidates,
+    nms.candidates,
+    pool_indices.candidates,
+    elementwise.candidates,
+)
+"""Families whose kernels devices can run, too."""
+
+GPU_FAMILIES: tuple[Family, ...] = tuple(on_device(family) for family in _LOOPS)
+
+
+def families(traits: TargetTraits) -> tuple[Family, ...]:
+    """The families of a target."""
+    return FAMILIES if traits.gpu is None else GPU_FAMILIES
+
 
 UNFUSED = frozenset(("arg_extremum", "scan", "scatter_elements", "scatter_nd"))
 """Kinds with one output whose kernels take no epilogue."""

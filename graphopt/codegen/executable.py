@@ -86,6 +86,11 @@ def linked_object(functions: Mapping[Any, Any], target: Any, exported: Sequence[
     return _object_code(_llvm_module(_entries(functions, target, exported), target))
 
 
+def entry_module(functions: Mapping[Any, Any], target: Any, exported: Sequence[str]) -> Any:
+    """The same as a module in memory."""
+    return _llvm_module(_entries(functions, target, exported), target)
+
+
 def _kernel_functions(kernels: Mapping[str, Kernel], target: Any, arch: str) -> dict[Any, Any]:
     functions: dict[Any, Any] = {}
     for name, kernel in kernels.items():
@@ -112,7 +117,11 @@ def _entries(functions: Mapping[Any, Any], target: Any, exported: Sequence[str])
 def _lowered(functions: Mapping[Any, Any], target: Any, entries: bool) -> dict[Any, Any]:
     passes = [tirx.transform.BindTarget(target.with_host(target))]
     if entries:
-        passes += [tirx.transform.AnnotateEntryFunc(), tirx.transform.MakePackedAPI()]
+        passes += [
+            tirx.transform.AnnotateEntryFunc(),
+            tirx.transform.MakePackedAPI(),
+            tirx.transform.LowerTVMBuiltin(),
+        ]
     passes += [
         tirx.transform.FP8StorageLegalize(),
         tirx.transform.BF16StorageLegalize(),

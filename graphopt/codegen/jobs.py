@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from graphopt.codegen.executable import control_object, kernel_object
+from graphopt.codegen.executable import build, control_object, kernel_object
 from graphopt.codegen.kernel import Kernel, lower, to_kernel
 from graphopt.codegen.plan import Plan
 
@@ -17,6 +18,18 @@ BATCH = 4
 same program must give the same object files."""
 
 MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Code:
+    """A program's machine code.
+
+    objects: object files, which a linker joins to a shared library. device: a device's module as
+    its save_to_bytes() gives it and `ffi.Module.load_from_bytes.<kind>` reads it; empty for a CPU.
+    """
+
+    objects: tuple[bytes, ...]
+    device: bytes = b""
 
 
 class KernelJobs:
@@ -63,15 +76,21 @@ class KernelJobs:
         self._submit()
         return self._kernels[name].result()
 
-    def objects(self, plan: Plan, flush_subnormals: bool) -> tuple[bytes, ...]:
-        """Object files of all kernels and of the plan's control flow.
+    def module(self, plan: Plan, flush_subnormals: bool) -> Any:
+        """The program as a tvm runtime Module, made in memory; arguments as for code()."""
+        self._submit()
+        kernels = {name: future.result() for name, future in self._kernels.items()}
+        return build(plan, kernels, self._target, self._arch, flush_subnormals)
+
+    def code(self, plan: Plan, flush_subnormals: bool) -> Code:
+        """All kernels and the plan's control flow, as files of the program are made of them.
 
         Args:
             flush_subnormals: subnormal numbers count as zero while the program runs.
         """
         self._submit()
         control = control_object(plan, self._target, self._arch, flush_subnormals)
-        return (control, *(future.result() for future in self._objects))
+        return Code((control, *(future.result() for future in self._objects)))
 
     def _submit(self) -> None:
         if self._waiting:

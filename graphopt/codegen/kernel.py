@@ -11,7 +11,7 @@ share of each parallel loop; a barrier follows each loop that a later one may de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -43,20 +43,34 @@ class Kernel:
     workspaces: tuple[Workspace, ...]
 
 
+class HasWorkspaces(Protocol):
+    """A kernel of any kind of target, as the plan sees it."""
+
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """Memory it needs beside its parameters; its arguments after those."""
+        ...
+
+
 class KernelMaker(Protocol):
-    """Makes kernels while others are still being scheduled; jobs.py has the one there is."""
+    """Makes kernels while others are still being scheduled: jobs.py, or device_jobs.py."""
 
     def add(self, name: str, function: PrimFunc) -> None:
         """Start on the kernel `name`, a scheduled block-form PrimFunc."""
         ...
 
-    def kernel(self, name: str) -> Kernel:
+    def kernel(self, name: str) -> HasWorkspaces:
         """The kernel added as `name`, lowered; raises what went wrong when it was."""
         ...
 
 
-def lower(function: PrimFunc, target: Any) -> PrimFunc:
-    """Lower a scheduled block-form PrimFunc to flat loops; `target` is a tvm Target."""
+def lower(function: PrimFunc, target: Any, vectors: bool = True) -> PrimFunc:
+    """Lower a scheduled block-form PrimFunc to flat loops.
+
+    Args:
+        target: a tvm Target.
+        vectors: make vector operations of vectorised loops; otherwise they become ordinary loops.
+    """
     passes = [
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
@@ -70,7 +84,7 @@ def lower(function: PrimFunc, target: Any) -> PrimFunc:
         tirx.transform.BF16ComputeLegalize(),
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(True),
+        tirx.transform.VectorizeLoop(vectors),
         tirx.transform.StorageRewrite(),
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),
@@ -116,14 +130,8 @@ class _KernelBuilder:
         self.workspaces: list[Workspace] = []
 
     def build(self, function: PrimFunc) -> Kernel:
-        body: list[Stmt] = []
-        for param in function.params:
-            data = tirx.Var(f"{param.name}_data", pointer(_dtype(param)))
-            self.params.append(data)
-            if isinstance(param.elem_offset, tirx.Var):  # some of topi's functions allow for one
-                body.append(tirx.Bind(param.elem_offset, tirx.const(0, _type(param.elem_offset))))
-            body.append(tirx.DeclBuffer(param, data=data))
-        for statement in _sequence(function.body):
+        self.params, body = declared(function.params)
+        for statement in statements(function.body):
             if isinstance(statement, tirx.AllocBuffer):
                 body.append(self._allocate(statement))
             elif isinstance(statement, (tirx.DeclBuffer, tirx.Bind)):
@@ -163,60 +171,82 @@ class _KernelBuilder:
         Those come here when a parallel loop had one iteration and dissolved.
         """
         buffer = statement.buffer
-        if buffer.scope() == "local" and _nbytes(buffer) <= STACK_BYTES:
+        if buffer.scope() == "local" and nbytes(buffer) <= STACK_BYTES:
             return statement
         return self._workspace(buffer, shared=True)
 
     def _workspace(self, buffer: Any, shared: bool) -> Stmt:
         """Declare `buffer` in a new workspace parameter (this worker's piece if not shared)."""
-        dtype = _dtype(buffer)
+        dtype = dtype_of(buffer)
         data = tirx.Var(f"{buffer.name}_data", pointer(dtype))
-        nbytes = -(-_nbytes(buffer) // 64) * 64
+        size = -(-nbytes(buffer) // 64) * 64
         self.workspace_params.append(data)
-        self.workspaces.append(Workspace(nbytes, shared))
+        self.workspaces.append(Workspace(size, shared))
         if shared:
             return tirx.DeclBuffer(buffer, data=data)
-        offset = tirx.Cast("int64", self.task) * tirx.const(nbytes, "int64")
+        offset = tirx.Cast("int64", self.task) * tirx.const(size, "int64")
         moved = tirx.handle_add_byte_offset(data, offset)
         return tirx.DeclBuffer(buffer, data=tirx.reinterpret(pointer(dtype), moved))
 
     def _hoist(self, statement: Stmt) -> Stmt:
         """Move scratch that is too large for the stack into the workspace."""
-        if isinstance(statement, tirx.SeqStmt):
-            return sequence([self._hoist(child) for child in statement.seq])
-        if isinstance(statement, tirx.For):
-            body = self._hoist(statement.body)
-            # Only outermost loops are shared; inside one, this worker runs all of it.
-            inner = statement.kind == tirx.ForKind.PARALLEL
-            if body.same_as(statement.body) and not inner:
-                return statement
-            return tirx.For(
-                statement.loop_var,
-                statement.min,
-                statement.extent,
-                tirx.ForKind.SERIAL if inner else statement.kind,
-                body,
-                statement.thread_binding,
-                statement.annotations,
-            )
-        if isinstance(statement, tirx.AttrStmt):
-            body = self._hoist(statement.body)
-            return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
-        if isinstance(statement, tirx.IfThenElse):
-            other = statement.else_case
-            otherwise = None if other is None else self._hoist(other)
-            return tirx.IfThenElse(statement.condition, self._hoist(statement.then_case), otherwise)
-        if isinstance(statement, tirx.AllocBuffer) and _nbytes(statement.buffer) > STACK_BYTES:
-            return self._workspace(statement.buffer, shared=False)
-        return statement
+
+        def place(allocation: Any) -> Stmt:
+            if nbytes(allocation.buffer) <= STACK_BYTES:
+                return allocation
+            return self._workspace(allocation.buffer, shared=False)
+
+        return with_allocations(statement, place)
 
 
-def _sequence(body: Stmt) -> list[Stmt]:
+def with_allocations(statement: Stmt, place: Callable[[Any], Stmt]) -> Stmt:
+    """The statement with place(allocation) for each allocation, and no parallel loops left."""
+    if isinstance(statement, tirx.SeqStmt):
+        return sequence([with_allocations(child, place) for child in statement.seq])
+    if isinstance(statement, tirx.For):
+        body = with_allocations(statement.body, place)
+        # Only outermost loops are shared; inside one, this worker runs all of it.
+        inner = statement.kind == tirx.ForKind.PARALLEL
+        if body.same_as(statement.body) and not inner:
+            return statement
+        return tirx.For(
+            statement.loop_var,
+            statement.min,
+            statement.extent,
+            tirx.ForKind.SERIAL if inner else statement.kind,
+            body,
+            statement.thread_binding,
+            statement.annotations,
+        )
+    if isinstance(statement, tirx.AttrStmt):
+        body = with_allocations(statement.body, place)
+        return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
+    if isinstance(statement, tirx.IfThenElse):
+        other = statement.else_case
+        otherwise = None if other is None else with_allocations(other, place)
+        then = with_allocations(statement.then_case, place)
+        return tirx.IfThenElse(statement.condition, then, otherwise)
+    return place(statement) if isinstance(statement, tirx.AllocBuffer) else statement
+
+
+def declared(buffers: Sequence[Any]) -> tuple[list[Any], list[Stmt]]:
+    """Pointers for a function's buffers, and the statements that make the buffers of them."""
+    pointers, body = [], []
+    for buffer in buffers:
+        data = tirx.Var(f"{buffer.name}_data", pointer(dtype_of(buffer)))
+        pointers.append(data)
+        if isinstance(buffer.elem_offset, tirx.Var):  # some of topi's functions allow for one
+            body.append(tirx.Bind(buffer.elem_offset, tirx.const(0, _type(buffer.elem_offset))))
+        body.append(tirx.DeclBuffer(buffer, data=data))
+    return pointers, body
+
+
+def statements(body: Stmt) -> list[Stmt]:
     """The statements of a function's body, nested sequences flattened."""
     if isinstance(body, tirx.SeqStmt):
-        return [inner for child in body.seq for inner in _sequence(child)]
+        return [inner for child in body.seq for inner in statements(child)]
     if isinstance(body, tirx.AttrStmt) and str(body.attr_key).startswith("pragma_"):
-        return _sequence(body.body)  # TVM's hints; none means anything to this code generator
+        return statements(body.body)  # TVM's hints; none means anything to this code generator
     return [body]
 
 
@@ -224,11 +254,13 @@ def _type(variable: Any) -> str:
     return str(variable.ty.dtype)
 
 
-def _dtype(buffer: Any) -> str:
+def dtype_of(buffer: Any) -> str:
+    """The element type of a buffer."""
     return str(buffer.ty.dtype)
 
 
-def _nbytes(buffer: Any) -> int:
-    dtype = tvm.DataType(_dtype(buffer))
+def nbytes(buffer: Any) -> int:
+    """The size of a buffer in bytes."""
+    dtype = tvm.DataType(dtype_of(buffer))
     elements = prod(int(extent) for extent in buffer.shape)
     return elements * int(dtype.lanes) * -(-int(dtype.bits) // 8)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graphopt.codegen.kernel import Kernel, KernelMaker
+from graphopt.codegen.kernel import HasWorkspaces, KernelMaker
 from graphopt.codegen.plan import Call, Plan, TensorSpec
 from graphopt.lowering.choose import alias_table, find_source
 from graphopt.lowering.dataflow import Dataflow
@@ -49,7 +49,7 @@ class Emitted:
     """A plan, the kernels it names and the report's rows."""
 
     plan: Plan
-    kernels: Mapping[str, Kernel]
+    kernels: Mapping[str, Any]
     uses: tuple[KernelUse, ...]
     layout_changes: int
 
@@ -236,7 +236,7 @@ class _Emitter:
         )
         self.uses.append(KernelUse(site, name, candidate.name, nodes, origin, group))
 
-    def with_workspaces(self, index: int, call: Call, kernel: Kernel) -> Call:
+    def with_workspaces(self, index: int, call: Call, kernel: HasWorkspaces) -> Call:
         """Call number `index`, given the memory that its kernel needs beside the arguments."""
         found = []
         for workspace in kernel.workspaces:

@@ -8,7 +8,7 @@ from typing import Any
 import tvm
 from tvm import s_tir
 
-from graphopt.codegen.kernel import Kernel, KernelMaker
+from graphopt.codegen.kernel import HasWorkspaces, KernelMaker
 from graphopt.errors import CompileError, last_line
 from schedules.interface import Candidate, Workload
 
@@ -31,7 +31,7 @@ class KernelSet:
             self._names[key] = name
         return self._names[key]
 
-    def finished(self) -> dict[str, Kernel]:
+    def finished(self) -> dict[str, HasWorkspaces]:
         """All kernels, lowered; CompileError naming the nodes of one that failed."""
         return {
             name: self._explained(name, lambda name=name: self._jobs.kernel(name))  # type: ignore[misc]

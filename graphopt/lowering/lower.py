@@ -24,7 +24,7 @@ from graphopt.lowering.prices import (
 from graphopt.lowering.read import read_dataflow
 from graphopt.lowering.weights import WeightPool
 from schedules.interface import Candidate, Numerics, TargetTraits, Workload
-from schedules.registry import FAMILIES
+from schedules.registry import families
 
 
 @dataclass(frozen=True)
@@ -148,5 +148,5 @@ def _candidates(
 def _offers(
     workload: Workload, traits: TargetTraits, options: LoweringOptions
 ) -> tuple[Candidate, ...]:
-    offers = (c for family in FAMILIES for c in family(workload, traits))
+    offers = (c for family in families(traits) for c in family(workload, traits))
     return tuple(c for c in offers if c.numerics <= options.numerics)

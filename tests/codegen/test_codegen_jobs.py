@@ -41,7 +41,7 @@ def objects() -> tuple[bytes, ...]:
         for index, name in enumerate(names):
             making.add(name, scaling(index))
         assert making.kernel(names[-1]).workspaces == ()
-        return making.objects(plan, True)
+        return making.code(plan, True).objects
 
 
 def test_the_same_kernels_give_the_same_object_files():

@@ -1,0 +1,47 @@
+"""Lowers a device's kernels and builds the program of them; the counterpart of jobs.py."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from graphopt.codegen.device_kernel import DeviceKernel, device_kernel
+from graphopt.codegen.device_program import DeviceTarget, build, build_code
+from graphopt.codegen.jobs import Code
+from graphopt.codegen.plan import Plan
+
+
+class DeviceJobs:
+    """The kernels of a program; one run of the device's compiler makes the code of all of them."""
+
+    def __init__(self, target: DeviceTarget) -> None:
+        self._target = target
+        self._kernels: dict[str, DeviceKernel] = {}
+
+    def __enter__(self) -> DeviceJobs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def add(self, name: str, function: Any) -> None:
+        """Lower the kernel `name`, a scheduled block-form PrimFunc."""
+        target = self._target
+        self._kernels[name] = device_kernel(function, target.device, target.limits)
+
+    def kernel(self, name: str) -> DeviceKernel:
+        """The kernel added as `name`."""
+        return self._kernels[name]
+
+    def module(self, plan: Plan, flush_subnormals: bool) -> Any:
+        """As KernelJobs.module(); what becomes of subnormal numbers is up to the device."""
+        return build(plan, self._kernels, self._target)
+
+    def code(self, plan: Plan, flush_subnormals: bool) -> Code:
+        """As KernelJobs.code(), with the kernels in `device`."""
+        return build_code(plan, self._kernels, self._target)

@@ -1,0 +1,145 @@
+"""Device: a GPU, or what else runs OpenCL or CUDA kernels, named as in "opencl" or "cuda:sm_80"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.target import Target
+
+from graphopt.codegen.device_kernel import LaunchLimits
+from graphopt.codegen.device_program import DeviceTarget
+from graphopt.errors import OptionError
+from schedules.interface import GpuTraits, TargetTraits
+
+OPENCL, CUDA = DEVICES = ("opencl", "cuda")
+
+_MOST_THREADS = 256
+_MOST_SHARED = 32 << 10
+_CUDA_SHARED = 48 << 10
+"""What a block gets on every architecture without asking for more at run time."""
+_FIRST_SM, _DP4A_SM = 50, 61
+
+
+@dataclass(frozen=True)
+class Device:
+    """What runs kernels.
+
+    Attributes:
+        kind: "opencl" or "cuda".
+        name: the OpenCL device's as its driver gives it; of CUDA the architectures.
+        index: of an OpenCL device, among this machine's.
+        architectures: of CUDA, for which machine code is made, oldest first: "sm_80".
+        gpu: its limits and abilities.
+        vector_bytes: how much one thread should read or write at once.
+    """
+
+    kind: str
+    name: str
+    index: int
+    architectures: tuple[str, ...]
+    gpu: GpuTraits
+    vector_bytes: int
+
+    def target(self, host: Any) -> DeviceTarget:
+        """What code is compiled for; `host` is the tvm Target of what launches it."""
+        gpu = self.gpu
+        spec: dict[str, Any] = {
+            "kind": self.kind,
+            "max_num_threads": gpu.max_threads,
+            "max_threads_per_block": gpu.max_threads,
+            "max_shared_memory_per_block": gpu.shared_bytes,
+            "thread_warp_size": gpu.warp,
+        }
+        if self.architectures:
+            spec["arch"] = self.architectures[0]
+        limits = LaunchLimits(gpu.max_threads, gpu.max_blocks)
+        return DeviceTarget(Target(spec), host, self.architectures, limits)
+
+    def traits(self) -> TargetTraits:
+        """What schedules need to know of it."""
+        return TargetTraits(
+            arch=self.kind, vector_bytes=self.vector_bytes, vector_registers=32, gpu=self.gpu
+        )
+
+    def key(self) -> str:
+        """What tuning records of this device have in common; a valid file name."""
+        name = re.sub(r"[^a-z0-9_]+", "-", self.name.lower()).strip("-")
+        if self.kind == CUDA:
+            return f"cuda-{name}"
+        return f"opencl-{name}-u{self.gpu.units}-g{self.gpu.max_threads}"
+
+
+def find_device(text: str) -> Device:
+    """The device named `text`; OptionError if there is none."""
+    kind, _, name = text.partition(":")
+    return _opencl(text, name.strip()) if kind == OPENCL else _cuda(text, name.strip())
+
+
+def _opencl(text: str, name: str) -> Device:
+    from graphopt.runtime.opencl import devices
+
+    found = devices()
+    for index, each in enumerate(found):
+        if name.lower() not in each.name.lower():
+            continue
+        gpu = GpuTraits(
+            max_threads=min(each.max_work_group_size, _MOST_THREADS),
+            shared_bytes=min(each.local_memory_bytes, _MOST_SHARED),
+            units=each.compute_units,
+            loops=each.kind == "cpu",
+            fp16="cl_khr_fp16" in each.extensions,
+            fp64="cl_khr_fp64" in each.extensions,
+        )
+        vector = 64 if gpu.loops else 16
+        return Device(OPENCL, each.name, index, (), gpu, vector)
+    names = ", ".join(f"'{each.name}'" for each in found)
+    raise OptionError(
+        "target",
+        f"'{text}': no OpenCL device has '{name}' in its name."
+        if found
+        else "this machine has no OpenCL device.",
+        hint=f"there is {names}."
+        if found
+        else "install the device's driver; on a CPU, PoCL (Debian: pocl-opencl-icd) will do.",
+    )
+
+
+def _cuda(text: str, name: str) -> Device:
+    if name:
+        architectures = tuple(dict.fromkeys(part.strip() for part in name.split(",")))
+        for part in architectures:
+            if not re.fullmatch(r"sm_\d\d\d?[af]?", part) or _sm(part) < _FIRST_SM:
+                raise OptionError(
+                    "target",
+                    f"'{text}': '{part}' is no architecture of NVIDIA's GPUs from sm_50 on.",
+                    hint="write for example 'cuda:sm_80' or 'cuda:sm_75,sm_90'.",
+                )
+        units = 1
+    else:
+        from graphopt.runtime.cuda import probe
+
+        present = probe()
+        if present is None:
+            raise OptionError(
+                "target",
+                "this machine has no NVIDIA GPU with a driver.",
+                hint="name what to compile for, as in 'cuda:sm_80'.",
+            )
+        architectures, units = (present.architecture,), present.multiprocessors
+    architectures = tuple(sorted(architectures, key=_sm))
+    gpu = GpuTraits(
+        max_threads=1024,
+        shared_bytes=_CUDA_SHARED,
+        warp=32,
+        units=max(units, 32),
+        fp16=_sm(architectures[0]) >= 60,
+        fp64=True,
+        dp4a=_sm(architectures[0]) >= _DP4A_SM,
+    )
+    return Device(CUDA, ".".join(architectures), 0, architectures, gpu, 16)
+
+
+def _sm(architecture: str) -> int:
+    return int(re.sub(r"\D", "", architecture))
