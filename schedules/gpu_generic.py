@@ -1,8 +1,8 @@
 """Kernels for CPUs on a device: loops in place of vectors, parallel iterations in place of workers.
 
 Any kernel between row-major tensors will do. Its loop nests are launched one after the other, each
-iteration of a parallel loop as one thread (graphopt/codegen/device_kernel.py). That is right for all
-of them, and fast for those whose parallel loop is long and whose iterations touch little memory.
+iteration of a parallel loop as one thread (graphopt/codegen/device_kernel.py). That is right for
+all of them, and fast where the parallel loop is long and its iterations touch little memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from schedules.interface import (
 
 _TASKS_PER_UNIT = 8
 _MOST_TASKS = 256
+_SHARE = 0.05
+"""Of a CPU kernel's efficiency: kernels that were made for devices are to be preferred."""
 
 
 def on_device(family: Family) -> Family:
@@ -27,9 +29,14 @@ def on_device(family: Family) -> Family:
 
     def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
         found = family(workload, as_processor(traits))
-        return tuple(replace(c, name=f"loops.{c.name}", space=None) for c in found if _is_plain(c))
+        return tuple(_renamed(c) for c in found if _is_plain(c))
 
     return candidates
+
+
+def _renamed(candidate: Candidate) -> Candidate:
+    slower = replace(candidate.cost, efficiency=candidate.cost.efficiency * _SHARE)
+    return replace(candidate, name=f"loops.{candidate.name}", cost=slower, decisions=(), space=None)
 
 
 def as_processor(traits: TargetTraits) -> TargetTraits:

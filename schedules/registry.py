@@ -27,6 +27,9 @@ from schedules import (
     gather,
     gemm,
     gemv,
+    gpu_conv,
+    gpu_direct,
+    gpu_matmul,
     linear_attention,
     lookup,
     matmul_byte_pairs,
@@ -152,7 +155,12 @@ _LOOPS: tuple[Family, ...] = (
 )
 """Families whose kernels devices can run, too."""
 
-GPU_FAMILIES: tuple[Family, ...] = tuple(on_device(family) for family in _LOOPS)
+GPU_FAMILIES: tuple[Family, ...] = (
+    gpu_direct.candidates,
+    gpu_conv.candidates,
+    gpu_matmul.candidates,
+    *(on_device(family) for family in _LOOPS),
+)
 
 
 def families(traits: TargetTraits) -> tuple[Family, ...]:

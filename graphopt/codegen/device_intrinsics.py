@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 from tvm import ir, tirx
+from tvm.target import codegen
 
 Expr = Any
 Stmt = Any
 
-_FENCE = "llvm.arithmetic.fence"
-_PREFETCH = "llvm.prefetch"
-
 
 def for_device(body: Stmt, kind: str) -> Stmt:
-    """The statement without calls that only a CPU has.
+    """The statement with what only LLVM's code generator understands, or means otherwise, replaced.
 
     Args:
         kind: "opencl" or "cuda".
@@ -29,27 +29,71 @@ def for_device(body: Stmt, kind: str) -> Stmt:
             return _llvm(node, kind)
         return node
 
-    return tvm_ffi.structural_map(body, (ir.Call, call))
+    rules = [(ir.Call, call), (tirx.Min, _extremum), (tirx.Max, _extremum)]
+    if kind == "opencl":
+        rules.append((tirx.FloatImm, _constant))
+    return tvm_ffi.structural_map(body, rules)
+
+
+@cache
+def _intrinsic(name: str) -> int:
+    """LLVM's number of an intrinsic function, by which calls know it."""
+    return int(codegen.llvm_lookup_intrinsic_id(name))
 
 
 def _extern(node: Any, kind: str) -> Expr:
     """OpenCL's functions have one name for all types."""
     name = str(node.args[0].value)
-    if kind != "opencl" or str(node.ty.dtype) != "float32" or not name.endswith("f"):
-        return node
-    if name == "erff":
+    single = str(node.ty.dtype) == "float32" and name.endswith("f") and name != "erf"
+    if kind != "opencl" or not single:
         return node
     return tirx.call_pure_extern("float32", name[:-1], *node.args[1:])
 
 
 def _llvm(node: Any, kind: str) -> Expr:
-    name, operand = _intrinsic(node), node.args[-1]
-    if name == _PREFETCH:
+    number, operand = int(node.args[0].value), node.args[-1]
+    if number == _intrinsic("llvm.prefetch"):
         return tirx.const(0, "int32")
-    if name == _FENCE:
-        if kind == "cuda":
-            return tirx.call_pure_extern(
-                "float32", "__fadd_rn", operand, tirx.const(-0.0, "float32")
-            )
-        return tirx.reinterpret("float32", tirx.reinterpret("int32", operand))
-    return node
+    if number != _intrinsic("llvm.arithmetic.fence"):
+        return node
+    # A product that must not be joined with an addition behind it.
+    if kind == "cuda":
+        zero = tirx.const(-0.0, "float32")
+        return tirx.call_pure_extern("float32", "__fadd_rn", operand, zero)
+    return tirx.reinterpret("float32", tirx.reinterpret("int32", operand))
+
+
+def _extremum(node: Any) -> Expr:
+    """min and max as LLVM's code generator makes them: the second argument where one is NaN."""
+    dtype = str(node.ty.dtype)
+    if not dtype.startswith(("float", "bfloat")):
+        return node
+    bound: list[tuple[Any, Expr]] = []
+
+    def once(value: Expr) -> Expr:
+        if isinstance(value, (tirx.Var, tirx.FloatImm)):
+            return value
+        bound.append((tirx.Var("side", value.ty), value))
+        return bound[-1][0]
+
+    a, b = once(node.a), once(node.b)
+    first = a < b if isinstance(node, tirx.Min) else a > b
+    result = tirx.Select(first, a, b)
+    for var, value in reversed(bound):
+        result = tirx.Let(var, value, result)
+    return result
+
+
+def _constant(node: Any) -> Expr:
+    """A float as it is: the code generator writes seven decimal digits of it."""
+    dtype, value = str(node.ty.dtype), float(node.value)
+    if dtype not in ("float32", "float64") or not np.isfinite(value):
+        return node
+    exact = np.dtype(dtype).type
+    if exact(f"{value:.6e}") == exact(value):
+        return node
+    if dtype == "float32":
+        bits = int(np.float32(value).view(np.int32))
+        return tirx.call_pure_extern(dtype, "as_float", tirx.const(bits, "int32"))
+    bits = int(np.float64(value).view(np.int64))
+    return tirx.call_pure_extern(dtype, "as_double", tirx.const(bits, "int64"))

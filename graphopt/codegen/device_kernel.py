@@ -142,42 +142,42 @@ class _Builder:
         return _bind(body, (block, BLOCK, blocks), (thread, THREAD, size))
 
     def _with_scratch(self, statement: Stmt, task: Any, tasks: int) -> Stmt:
-        """The statement with each thread's large scratch at its part of a workspace."""
-        moved: list[tuple[Any, Any, int]] = []
+        """The statement with each thread's scratch in its own memory, or if it is large at its
+        part of a workspace."""
+        moved: dict[Any, tuple[Any, Any]] = {}
 
         def place(allocation: Any) -> Stmt:
             buffer = allocation.buffer
+            shape, dtype = [int(extent) for extent in buffer.shape], dtype_of(buffer)
             if nbytes(buffer) <= PRIVATE_BYTES:
-                return tirx.AllocBuffer(buffer)
-            elements = int(buffer.shape[0])
-            dtype = dtype_of(buffer)
-            whole = tirx.decl_buffer((tasks * elements,), dtype, f"{buffer.name}_all", layout=None)
-            moved.append((buffer, whole, elements))
+                own = tirx.decl_buffer(shape, dtype, buffer.name, scope="local", layout=None)
+                moved[buffer] = own, 0
+                return tirx.AllocBuffer(own)
+            [elements] = shape
+            whole = tirx.decl_buffer((tasks * elements,), dtype, buffer.name, layout=None)
+            moved[buffer] = whole, task * elements
             return tirx.DeclBuffer(whole, data=self._workspace(buffer, tasks * nbytes(buffer)))
 
         statement = with_allocations(statement, place)
 
-        def target(buffer: Any) -> tuple[Any, int] | None:
-            found = (each for each in moved if each[0].same_as(buffer))
-            return next(((whole, elements) for _, whole, elements in found), None)
-
         def load(node: Any) -> Any:
-            found = target(node.buffer)
-            if found is None:
+            if node.source not in moved:
                 return node
-            return tirx.BufferLoad(found[0], [node.indices[0] + task * found[1]])
+            buffer, start = moved[node.source]
+            return tirx.BufferLoad(buffer, [node.indices[0] + start, *node.indices[1:]])
 
         def store(node: Any) -> Any:
-            found = target(node.buffer)
-            if found is None:
+            if node.buffer not in moved:
                 return node
-            return tirx.BufferStore(found[0], node.value, [node.indices[0] + task * found[1]])
+            buffer, start = moved[node.buffer]
+            return tirx.BufferStore(
+                buffer, node.value, [node.indices[0] + start, *node.indices[1:]]
+            )
 
         if not moved:
             return statement
-        return tvm_ffi.structural_map(
-            statement, [(tirx.BufferLoad, load), (tirx.BufferStore, store)]
-        )
+        rules = [(ir.TensorLoad, load), (tirx.BufferStore, store)]
+        return tvm_ffi.structural_map(statement, rules)
 
     def _launch(self, body: Stmt, extents: Extents) -> Launch:
         """The launch of a nest, with the declarations and arguments that it uses."""

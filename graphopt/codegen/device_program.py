@@ -20,6 +20,8 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from graphopt.codegen.cuda.module import cuda_module, serialized
+from graphopt.codegen.cuda.source import signatures
 from graphopt.codegen.device_kernel import DeviceKernel, Launch, LaunchLimits
 from graphopt.codegen.executable import entry_module, linked_object
 from graphopt.codegen.jobs import Code
@@ -102,7 +104,8 @@ def device_code(kernels: Mapping[str, DeviceKernel], target: DeviceTarget) -> by
         return cuda_module(functions, target.device, target.architectures)
     with target.device:
         module = tvm.get_global_func("target.build.opencl")(functions, target.device)
-    return bytes(module.save_to_bytes())
+    source = str(module.inspect_source("cl"))
+    return serialized("cl", signatures(functions), source.encode())
 
 
 def host_module(plan: Plan, kernels: Mapping[str, DeviceKernel], host: Any) -> Any:

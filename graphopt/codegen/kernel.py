@@ -85,7 +85,8 @@ def lower(function: PrimFunc, target: Any, vectors: bool = True) -> PrimFunc:
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(vectors),
-        tirx.transform.StorageRewrite(),
+        # Scratch that shares memory can be moved no more.
+        *([tirx.transform.StorageRewrite()] if vectors else []),
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),
         s_tir.transform.RenormalizeSplitPattern(),

@@ -78,31 +78,28 @@ def find_device(text: str) -> Device:
 
 
 def _opencl(text: str, name: str) -> Device:
-    from graphopt.runtime.opencl import devices
+    # Only now: it loads the OpenCL runtime.
+    from graphopt.runtime.opencl.devices import require_devices
 
-    found = devices()
-    for index, each in enumerate(found):
+    found = require_devices()
+    for each in found:
         if name.lower() not in each.name.lower():
             continue
         gpu = GpuTraits(
-            max_threads=min(each.max_work_group_size, _MOST_THREADS),
-            shared_bytes=min(each.local_memory_bytes, _MOST_SHARED),
+            max_threads=min(each.max_work_group, _MOST_THREADS),
+            shared_bytes=min(each.local_bytes, _MOST_SHARED),
             units=each.compute_units,
-            loops=each.kind == "cpu",
-            fp16="cl_khr_fp16" in each.extensions,
-            fp64="cl_khr_fp64" in each.extensions,
+            loops=each.type == "cpu",
+            fp16=each.fp16,
+            fp64=each.fp64,
         )
+        # On a CPU vectors are those of its registers; on a GPU a thread reads so much at once.
         vector = 64 if gpu.loops else 16
-        return Device(OPENCL, each.name, index, (), gpu, vector)
-    names = ", ".join(f"'{each.name}'" for each in found)
+        return Device(OPENCL, each.name, each.index, (), gpu, vector)
     raise OptionError(
         "target",
-        f"'{text}': no OpenCL device has '{name}' in its name."
-        if found
-        else "this machine has no OpenCL device.",
-        hint=f"there is {names}."
-        if found
-        else "install the device's driver; on a CPU, PoCL (Debian: pocl-opencl-icd) will do.",
+        f"'{text}': no OpenCL device has '{name}' in its name.",
+        hint=f"there is {', '.join(repr(each.name) for each in found)}.",
     )
 
 

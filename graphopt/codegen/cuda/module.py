@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm_ffi import dtype as to_dtype
 
-from graphopt.codegen.cuda.source import HANDLE, CudaSource, Signature, cuda_source
+from graphopt.codegen.cuda.source import HANDLE, Signature, cuda_source
 from graphopt.codegen.cuda.toolchain import Toolchain, find_toolchain, machine_code
 
 KIND = "cuda"
@@ -36,14 +36,14 @@ def cuda_module(
     """
     source = cuda_source(functions, target)
     code = machine_code(source.text, architectures, toolchain or find_toolchain())
-    return serialized(source, code)
-
-
-def serialized(source: CudaSource, code: bytes) -> bytes:
-    """TVM's form of a module: format, signatures by name, code; strings with their length first."""
     # The runtime hands code to the driver as it is; the name only says that it is not source.
-    parts = [_text("cubin"), _count(len(source.kernels))]
-    parts += [_text(kernel.name) + _signature(kernel) for kernel in source.kernels]
+    return serialized("cubin", source.kernels, code)
+
+
+def serialized(form: str, kernels: Sequence[Signature], code: bytes) -> bytes:
+    """TVM's form of a module: format, signatures by name, code; strings with their length first."""
+    parts = [_text(form), _count(len(kernels))]
+    parts += [_text(kernel.name) + _signature(kernel) for kernel in kernels]
     return b"".join(parts) + _count(len(code)) + code
 
 

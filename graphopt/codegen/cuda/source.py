@@ -52,7 +52,12 @@ def cuda_source(functions: Any, target: Any) -> CudaSource:
     """
     with _source_kept():
         module = tvm.get_global_func("target.build.cuda")(functions, target)
-    kernels = tuple(
+    return CudaSource(str(module.inspect_source("cuda")), signatures(functions))
+
+
+def signatures(functions: Any) -> tuple[Signature, ...]:
+    """Those of an IRModule of lowered device functions, by name."""
+    return tuple(
         Signature(
             str(function.attrs["global_symbol"]),
             tuple(_argument(parameter.ty) for parameter in function.params),
@@ -60,7 +65,6 @@ def cuda_source(functions: Any, target: Any) -> CudaSource:
         )
         for _, function in sorted(functions.functions.items(), key=lambda item: item[0].name_hint)
     )
-    return CudaSource(str(module.inspect_source("cuda")), kernels)
 
 
 def _argument(kind: Any) -> str:
