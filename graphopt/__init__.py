@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphopt.config import CompileConfig as CompileConfig
     from graphopt.errors import ArtifactError as ArtifactError
     from graphopt.errors import CompileError as CompileError
+    from graphopt.errors import DeviceError as DeviceError
     from graphopt.errors import GraphoptError as GraphoptError
     from graphopt.errors import InputError as InputError
     from graphopt.errors import ModelError as ModelError
@@ -46,6 +47,7 @@ _HOME = {
     "CompileConfig": "graphopt.config",
     "CompileError": "graphopt.errors",
     "CompiledModel": "graphopt.api",
+    "DeviceError": "graphopt.errors",
     "Diagnosis": "graphopt.frontend.diagnose",
     "GraphoptError": "graphopt.errors",
     "ImagePreprocessing": "graphopt.compression.quantization.images",

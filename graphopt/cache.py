@@ -51,6 +51,11 @@ class CompileCache:
     folder: Path
     limit: int = DEFAULT_LIMIT
 
+    @property
+    def plugins(self) -> Path:
+        """The folder of the runtime's plug-ins, which are built where they are missing."""
+        return self.folder / "plugins"
+
     def find(self, key: str) -> Path | None:
         """The file of `key`, marked as used now; None if there is none."""
         path = self._path(key)
@@ -97,7 +102,7 @@ class CompileCache:
         return tuple(sorted(found, key=lambda entry: (entry.used, entry.key)))
 
     def clear(self) -> int:
-        """Remove every entry; returns how many there were.
+        """Remove every entry, and the plug-ins; returns how many entries there were.
 
         Raises:
             OptionError: the system refuses to remove one.
@@ -111,6 +116,9 @@ class CompileCache:
                 raise OptionError("cache", reason) from error
             count += 1
         self._remove_orphans(0.0)
+        with contextlib.suppress(OSError):
+            for path in self.plugins.glob("*.so"):
+                path.unlink(missing_ok=True)
         return count
 
     def _shrink(self, keep: str) -> None:

@@ -44,6 +44,10 @@ class ArtifactError(GraphoptError):
     """A .gopt file is damaged, altered, of a foreign version, or cannot run on this machine."""
 
 
+class DeviceError(GraphoptError):
+    """A device is missing, lost, out of memory, or too small for a program."""
+
+
 class TuningError(GraphoptError):
     """Tuning cannot go on: the log cannot be written, or nothing can be measured."""
 

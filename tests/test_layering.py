@@ -16,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 # Small vocabularies without imports of their own stage: whoever needs the words may have them.
 VOCABULARY = {
     "graphopt.errors",
+    "graphopt.cache",
+    "graphopt.toolchain",
+    "graphopt.artifact.atomic",
     "graphopt.codegen.plan",
     "graphopt.codegen.host_program",
     "graphopt.codegen.abi",
@@ -57,6 +60,8 @@ LIGHT = (
     "graphopt.specialisations",
     "graphopt.report",
     "graphopt.errors",
+    "graphopt.cache",
+    "graphopt.toolchain",
     "graphopt.samples",
     "graphopt.codegen.plan",
     "graphopt.codegen.host_program",

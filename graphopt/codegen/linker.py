@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -13,11 +12,11 @@ from pathlib import Path
 
 from graphopt.errors import CompileError
 from graphopt.runtime.host import host_arch
+from graphopt.toolchain import COMPILERS, VARIABLES
+from graphopt.toolchain import find_compiler as find_native
 
-# Names of compilers; cross compilers have the architecture before them.
-_NATIVE = {"C++": ("c++", "g++", "clang++"), "C": ("cc", "gcc", "clang")}
 _CROSS = {"C++": ("g++", "gcc"), "C": ("gcc",)}
-_VARIABLE = {"C++": "CXX", "C": "CC"}
+"""Names of cross compilers, which have the architecture before them."""
 _DEBIAN = {"aarch64": "arm64", "x86_64": "amd64"}  # the architecture in names of packages
 
 # The program calls only libc and libm (and TVM's runtime, which the process has already opened), so
@@ -86,24 +85,18 @@ def find_compiler(
         CompileError: there is none.
     """
     env = os.environ if environment is None else environment
-    path, variable = env.get("PATH", ""), _VARIABLE[language]
-    native = arch == host_arch()
-    if native and env.get(variable, "").strip():
-        words = shlex.split(env[variable])
-        program = shutil.which(words[0], path=path)
-        if program is None:
-            raise CompileError(
-                "link",
-                f"{variable} names '{words[0]}', which is not an executable program.",
-                hint=f"correct the environment variable {variable} or remove it.",
-            )
-        return (program, *words[1:])
-    triple = f"{arch}-linux-gnu"
-    names = _NATIVE[language] if native else tuple(f"{triple}-{n}" for n in _CROSS[language])
-    for name in names:
-        program = shutil.which(name, path=path)
-        if program is not None:
-            return (program,)
+    variable, native, triple = VARIABLES[language], arch == host_arch(), f"{arch}-linux-gnu"
+    if native:
+        names = COMPILERS[language]
+        command = find_native(env, language)
+        if command is not None:
+            return command
+    else:
+        names = tuple(f"{triple}-{name}" for name in _CROSS[language])
+        for name in names:
+            program = shutil.which(name, path=env.get("PATH", ""))
+            if program is not None:
+                return (program,)
     purpose = "a linker" if language == "C++" else "a C compiler"
     package = f"{_CROSS[language][0]}-{triple.replace('_', '-')}"
     headers = f"libc6-dev-{_DEBIAN.get(arch, arch)}-cross"

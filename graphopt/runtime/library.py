@@ -33,7 +33,7 @@ def open_module(code: bytes | memoryview) -> Any:
         ArtifactError: TVM's runtime is missing, or the loader refuses the library.
     """
     tvm_ffi = load_runtime()
-    with _visible_to_loader(code) as path:
+    with visible_to_loader(code) as path:
         try:
             # tvm_ffi.load_module() wants a path that ends in ".so", and keeps modules for ever.
             return tvm_ffi.get_global_func("ffi.Module.load_from_file.so")(path, "so")
@@ -59,15 +59,21 @@ def load_runtime() -> Any:
     return tvm_ffi
 
 
-def _runtime_path() -> Path:
-    """libtvm_runtime.so of the installed wheel, found without importing it."""
+def wheel_folder() -> Path | None:
+    """The folder of the installed `tvm`, found without importing it; None if there is none."""
     spec = importlib.util.find_spec("tvm")
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-    for folder in folders:
-        path = folder / "lib" / "libtvm_runtime.so"
-        if path.exists():
-            return path
-    raise ArtifactError("load", "libtvm_runtime.so, a part of apache-tvm, is missing.", hint=_HINT)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _runtime_path() -> Path:
+    folder = wheel_folder()
+    path = None if folder is None else folder / "lib" / "libtvm_runtime.so"
+    if path is None or not path.exists():
+        raise ArtifactError(
+            "load", "libtvm_runtime.so, a part of apache-tvm, is missing.", hint=_HINT
+        )
+    return path
 
 
 @contextlib.contextmanager
@@ -84,7 +90,7 @@ def _without_torch() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _visible_to_loader(code: bytes | memoryview) -> Iterator[str]:
+def visible_to_loader(code: bytes | memoryview) -> Iterator[str]:
     """A path under which `code` can be opened while the block runs."""
     try:
         handle = os.memfd_create("graphopt-module", os.MFD_CLOEXEC)
