@@ -209,6 +209,15 @@ class OutputBinder:
         return arrays, addresses
 
 
+def deliver(results: Arrays, mine: Arrays) -> Arrays:
+    """Copy results into the caller's arrays that could not be written directly."""
+    for name, array in mine.items():
+        if results[name] is not array:
+            array[...] = results[name]
+            results[name] = array
+    return results
+
+
 def _problems(
     given: Mapping[Any, Any], ports: tuple[Port, ...], kind: str, *, need_all: bool
 ) -> list[str]:

@@ -16,10 +16,15 @@ from typing import Any
 from graphopt.runtime.library import load_runtime
 
 # Type indices of TVMFFIAny, see tvm/ffi/c_api.h.
-_INT = 1
-_POINTER = 4
+INT = 1
+POINTER = 4
+DEVICE = 6
+TENSOR = 7
 
 _ANY = struct.Struct("=iiq")
+# An error object: its header, then bytes and their number of its kind and of its message.
+_HEADER_BYTES = 24
+_TEXTS = struct.Struct("=QQQQ")
 
 
 class Function:
@@ -36,15 +41,36 @@ class Function:
         self._kept = function
 
     def prepare(self, pointer: int, *integers: int) -> Callable[[], int]:
-        """A call with a pointer and integers as arguments, for one thread at a time.
+        """A call with a pointer and integers as arguments; see bind()."""
+        return self.bind((POINTER, pointer), *((INT, value) for value in integers))
 
-        Calling it returns 0, or something else if the function refused its arguments. This object
-        must outlive it.
+    def bind(self, *arguments: tuple[int, int]) -> Callable[[], int]:
+        """A call with these arguments, for one thread at a time.
+
+        Calling it returns 0, or something else if the function failed: raised() then says why.
+        This object must outlive it.
+
+        Args:
+            arguments: pairs of a type (INT, POINTER, …) and a value.
         """
-        packed = _ANY.pack(_POINTER, 0, pointer)
-        packed += b"".join(_ANY.pack(_INT, 0, value) for value in integers)
+        packed = b"".join(_ANY.pack(kind, 0, value) for kind, value in arguments)
         # The result comes behind the arguments. References keep the memory alive.
         memory = ctypes.create_string_buffer(packed + bytes(_ANY.size))
-        arguments, result = ctypes.byref(memory), ctypes.byref(memory, len(packed))
-        count = ctypes.c_int(1 + len(integers))
-        return functools.partial(self._call, self._handle, arguments, count, result)
+        given, result = ctypes.byref(memory), ctypes.byref(memory, len(packed))
+        count = ctypes.c_int(len(arguments))
+        return functools.partial(self._call, self._handle, given, count, result)
+
+
+def raised() -> str:
+    """What the call that failed last in this thread said; "" if that is not known."""
+    library = load_runtime().LIB
+    error = ctypes.c_void_p()
+    library.TVMFFIErrorMoveFromRaised(ctypes.byref(error))
+    if not error.value:
+        return ""
+    try:
+        texts = ctypes.string_at(error.value + _HEADER_BYTES, _TEXTS.size)
+        _, _, message, nbytes = _TEXTS.unpack(texts)
+        return ctypes.string_at(message, nbytes).decode(errors="replace")
+    finally:
+        library.TVMFFIObjectDecRef(error)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +50,20 @@ class Profile:
     outside_seconds: float
     total_seconds: float
     repeats: int
+
+
+class Watch(Protocol):
+    """The times of one run, in nanoseconds."""
+
+    @property
+    def total(self) -> int:
+        """The whole run."""
+        ...
+
+    @property
+    def calls(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Each call."""
+        ...
 
 
 class Stopwatch:
@@ -155,7 +169,7 @@ def summarise_meters(meters: Sequence[tuple[int, Meter]]) -> Profile:
     return Profile(tuple(rows), outside, total, len(meters))
 
 
-def summarise(plan: Plan, watches: Sequence[Stopwatch]) -> Profile:
+def summarise(plan: Plan, watches: Sequence[Watch]) -> Profile:
     """The profile of `plan` from the times of several runs.
 
     Only the faster half counts: on a shared machine the slower runs measure the neighbours. Means

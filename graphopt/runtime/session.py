@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from graphopt.codegen.plan import Plan, TensorSpec
 from graphopt.errors import GraphoptError, OptionError
-from graphopt.runtime.binding import Arrays, InputBinder, OutputBinder
+from graphopt.runtime.binding import Arrays, InputBinder, OutputBinder, deliver
 from graphopt.runtime.crew import Crew, Program, Turn
 from graphopt.runtime.memory import ALIGNMENT, address
 from graphopt.runtime.profiler import Meter, Profile, Stopwatch, summarise
@@ -114,7 +114,7 @@ class Session:
             job.run(read + written)
         finally:
             crew.leave(turn)
-        return _deliver(results, mine) if mine else results
+        return deliver(results, mine) if mine else results
 
     def call(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]] | None:
         """As `run`, in the order of inputs and outputs; None where the arrays do not fit."""
@@ -203,12 +203,3 @@ def _own_workers(compiled: int, wanted: int | None) -> Workers:
             *(compiled, min(wanted, compiled)),
         )
     return Workers(min(wanted, compiled))
-
-
-def _deliver(results: Arrays, mine: Arrays) -> Arrays:
-    """Copy results into the caller's arrays that kernels could not write directly."""
-    for name, array in mine.items():
-        if results[name] is not array:
-            array[...] = results[name]
-            results[name] = array
-    return results

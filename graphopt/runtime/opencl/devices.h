@@ -150,7 +150,8 @@ class DeviceTable {
   std::string missing_;
 };
 
-// The times of the kernels that one thread launches, by the device's own clock.
+// The times of the kernels that one thread launches, by the device's own clock, summed up between
+// marks.
 class Recorder {
  public:
   static Recorder& OfThread() {
@@ -165,35 +166,43 @@ class Recorder {
     device->Finish();  // nothing orders one queue's work after the other's
     device_ = device;
   }
-  void Add(const std::string& name, cl::Event event) { events_.emplace_back(name, event); }
+  void Add(cl::Event event) { events_.push_back(event); }
+  void Mark() { marks_.push_back(events_.size()); }
 
-  // Name and nanoseconds of each kernel, alternately.
-  ffi::Array<ffi::Any> End() {
-    ffi::Array<ffi::Any> found;
+  // Nanoseconds of the kernels before each mark, and after the mark before that.
+  ffi::Array<int64_t> End() {
+    ffi::Array<int64_t> found;
     if (!on()) return found;
     const cl::Library& library = cl::Library::Get();
     cl::Int code = library.clFinish(device_->TimedQueue());
-    for (const auto& entry : events_) {
-      uint64_t start = 0, end = 0;
-      library.clGetEventProfilingInfo(entry.second, cl::kCommandStart, 8, &start, nullptr);
-      library.clGetEventProfilingInfo(entry.second, cl::kCommandEnd, 8, &end, nullptr);
-      found.push_back(ffi::String(entry.first));
-      found.push_back(static_cast<int64_t>(end - start));
+    size_t at = 0;
+    for (size_t mark : marks_) {
+      int64_t spent = 0;
+      for (; at < mark && code == cl::kSuccess; ++at) {
+        uint64_t start = 0, end = 0;
+        code = library.clGetEventProfilingInfo(events_[at], cl::kCommandStart, 8, &start, nullptr);
+        if (code != cl::kSuccess) break;
+        code = library.clGetEventProfilingInfo(events_[at], cl::kCommandEnd, 8, &end, nullptr);
+        spent += static_cast<int64_t>(end - start);
+      }
+      found.push_back(spent);
     }
     Drop();
-    cl::Check(code, "clFinish");
+    cl::Check(code, "clGetEventProfilingInfo");
     return found;
   }
 
  private:
   void Drop() {
-    for (const auto& entry : events_) cl::Library::Get().clReleaseEvent(entry.second);
+    for (cl::Event event : events_) cl::Library::Get().clReleaseEvent(event);
     events_.clear();
+    marks_.clear();
     device_ = nullptr;
   }
 
   OpenclDevice* device_ = nullptr;
-  std::vector<std::pair<std::string, cl::Event>> events_;
+  std::vector<cl::Event> events_;
+  std::vector<size_t> marks_;
 };
 
 inline cl::Memory AsMemory(const void* pointer) {

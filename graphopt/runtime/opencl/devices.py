@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.errors import DeviceError
 from graphopt.runtime.opencl.loader import load
-
-KIND = "opencl"
-DL_TYPE = 4
-"""DLPack's number for OpenCL devices."""
 
 _TYPES = {2: "cpu", 4: "gpu", 8: "accelerator"}
 _DRIVERS = (
@@ -53,6 +50,23 @@ class OpenclDevice:
     extensions: tuple[str, ...]
     fp16: bool
     fp64: bool
+
+    def unfit(self, needs: DeviceNeeds) -> str | None:
+        """Why it cannot run a program with these needs; None if it can."""
+        if needs.work_group > self.max_work_group:
+            return (
+                f"it allows work-groups of {self.max_work_group} work-items, not {needs.work_group}"
+            )
+        if needs.local_bytes > self.local_bytes:
+            return f"it has {self.local_bytes} bytes of local memory, not {needs.local_bytes}"
+        if absent := sorted(set(needs.extensions) - set(self.extensions)):
+            return f"it lacks {', '.join(absent)}"
+        if needs.alignment % self.base_align_bytes:
+            return (
+                f"parts of its memory begin at multiples of {self.base_align_bytes} bytes, "
+                f"not of {needs.alignment}"
+            )
+        return None
 
 
 def devices() -> tuple[OpenclDevice, ...]:

@@ -10,7 +10,8 @@
 //   graphopt.opencl.view                 (memory, offset, bytes) → a sub-buffer as memory
 //   graphopt.opencl.release              gives a sub-buffer back
 //   graphopt.opencl.record               (device) this thread's kernels are timed from now on
-//   graphopt.opencl.recorded             ends that; [name, nanoseconds, name, …]
+//   graphopt.opencl.mark                 what comes now counts for another row
+//   graphopt.opencl.recorded             ends that; nanoseconds before each mark
 #include <tvm/ffi/reflection/registry.h>
 
 #include "program.h"
@@ -89,6 +90,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
            [](void* view) { cl::Library::Get().clReleaseMemObject(AsMemory(view)); })
       .def("graphopt.opencl.record",
            [](int64_t device) { Recorder::OfThread().Begin(&DeviceTable::Get().At(device)); })
+      .def("graphopt.opencl.mark", []() { Recorder::OfThread().Mark(); })
       .def("graphopt.opencl.recorded", []() { return Recorder::OfThread().End(); });
 }
 

@@ -109,18 +109,18 @@ class BuiltKernel {
     }
     cl::Event event = nullptr;
     cl::Queue queue = recorder.on() ? device_->TimedQueue() : device_->Queue();
-    cl::Check(library.clEnqueueNDRangeKernel(queue, kernel_.get(), 3, nullptr, total, items, 0, nullptr,
-                                             recorder.on() ? &event : nullptr),
+    cl::Check(library.clEnqueueNDRangeKernel(queue, kernel_.get(), 3, nullptr, total, items, 0,
+                                             nullptr, recorder.on() ? &event : nullptr),
               "clEnqueueNDRangeKernel");
-    if (recorder.on()) recorder.Add(name_, event);
+    if (recorder.on()) recorder.Add(event);
   }
 
  private:
   template <typename T>
   T Limit(cl::UInt what) {
     T value{};
-    cl::Check(cl::Library::Get().clGetKernelWorkGroupInfo(kernel_.get(), device_->id, what, sizeof(T),
-                                                          &value, nullptr),
+    cl::Check(cl::Library::Get().clGetKernelWorkGroupInfo(kernel_.get(), device_->id, what,
+                                                          sizeof(T), &value, nullptr),
               "clGetKernelWorkGroupInfo");
     return value;
   }
