@@ -14,6 +14,7 @@ import numpy as np
 from graphopt.artifact import bundle
 from graphopt.bundling import parts, specialisations_of, versions
 from graphopt.cache import cache_key, code_version, default_cache
+from graphopt.codegen.embedding import library_section
 from graphopt.codegen.host_program import TENSOR
 from graphopt.codegen.linker import Linker, find_linker, shared_library
 from graphopt.codegen.plan import TensorSpec
@@ -43,7 +44,9 @@ class _MachineCode:
 
     def __init__(self, program: Program, linker: Linker) -> None:
         assert program.code is not None
-        self._objects, self._linker = program.code.objects, linker
+        code, needs = program.code, program.needs
+        self._objects, self._linker = code.objects, linker
+        self._section = library_section(needs.kind, code.device) if needs and code.device else b""
         self._lock = threading.Lock()
         self._library: bytes | None = None
 
@@ -55,7 +58,8 @@ class _MachineCode:
         """The shared library's bytes; CompileError if the linker fails."""
         with self._lock:
             if self._library is None:
-                self._library = shared_library(self._objects, self._linker)
+                self._library = shared_library(self._objects, self._linker, self._section)
+                self._section = b""
             return self._library
 
 
@@ -171,7 +175,8 @@ class Builder:
             tuple(sorted(target.needed(_uses_tiles(result.report)))),
             module,
             library,
-            result.objects[1:],
+            result.needs,
+            () if result.code is None or result.needs else result.code.objects[1:],
         )
 
     def _segment(self, part: Part) -> Segment:

@@ -52,7 +52,7 @@ def parts(programs: Sequence[AnyProgram]) -> tuple[Manifest, list[bytes], Weight
         place(item)
     offsets, weights = _concatenate([item.weights() for item in plans])
     entries = tuple(
-        Entry(s.plan, s.target, s.architecture, s.features, offset, s.bound)
+        Entry(s.plan, s.target, s.architecture, s.features, offset, s.bound, s.needs)
         for s, offset in zip(plans, offsets, strict=True)
     )
     manifest = Manifest(
@@ -94,6 +94,7 @@ def specialisations_of(
             entry.features,
             lambda: open_library(artifact.module(index)),
             lambda: bytes(artifact.modules[index]),
+            entry.needs,
         )
 
     def staged(index: int, specs: tuple[TensorSpec, ...]) -> Staged:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from graphopt.codegen.device_jobs import DeviceJobs
+from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.codegen.executable import c_control_object
 from graphopt.codegen.jobs import Code, KernelJobs
 from graphopt.codegen.plan import Plan
@@ -38,12 +39,14 @@ class Program:
 
     module: the tvm runtime Module with `run` and `serve` (of a device with `run` and `part`),
     compiled to machine code when a function is first looked up; None where there is `code`, from
-    which files with that module are made. pool: has the packed constants.
+    which files with that module are made. needs: of a device, None for a CPU. pool: has the packed
+    constants.
     """
 
     plan: Plan
     module: Any
     code: Code | None
+    needs: DeviceNeeds | None
     pool: WeightPool
     report: Report
 
@@ -142,7 +145,7 @@ def _compiled(
     with stages("lowering"):
         problem = pose(graph, traits, _options(config), advisor)
         chosen = problem.choice()
-    lowered, code, module = _built(problem, chosen, config, pool, linked, stages)
+    lowered, code, module, needs = _built(problem, chosen, config, pool, linked, stages)
     emitted = lowered.emitted
     report = replace(
         report,
@@ -165,7 +168,7 @@ def _compiled(
             if refused.rule in INTEGER_RULES
         ),
     )
-    return Program(emitted.plan, module, code, pool, report)
+    return Program(emitted.plan, module, code, needs, pool, report)
 
 
 def _built(
@@ -175,8 +178,8 @@ def _built(
     pool: WeightPool,
     linked: bool,
     stages: _Stages,
-) -> tuple[Lowered, Code | None, Any]:
-    """The plan of a choice, with what files are made of if `linked`, else with its module."""
+) -> tuple[Lowered, Code | None, Any, DeviceNeeds | None]:
+    """The plan of a choice, what files are made of if `linked`, else its module; needs."""
     flush_subnormals = config.numerics != "strict"
     with _jobs(config, linked) as jobs:
         with stages("lowering"):
@@ -184,8 +187,8 @@ def _built(
         plan = lowered.emitted.plan
         with stages("codegen"):
             if linked:
-                return lowered, jobs.code(plan, flush_subnormals), None
-            return lowered, None, jobs.module(plan, flush_subnormals)
+                return lowered, jobs.code(plan, flush_subnormals), None, jobs.needs()
+            return lowered, None, jobs.module(plan, flush_subnormals), jobs.needs()
 
 
 def _jobs(config: CompileConfig, machine_code: bool) -> KernelJobs | DeviceJobs:
@@ -199,7 +202,7 @@ def compile_choice(
     problem: Problem, chosen: Mapping[int, Offer], config: CompileConfig, pool: WeightPool
 ) -> tuple[Emitted, Any]:
     """The plan and module of a posed problem with one offer for each group: for the tuner."""
-    lowered, _, module = _built(problem, chosen, config, pool, False, _Stages())
+    lowered, _, module, _ = _built(problem, chosen, config, pool, False, _Stages())
     return lowered.emitted, module
 
 

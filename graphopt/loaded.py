@@ -12,11 +12,14 @@ import numpy as np
 from graphopt.artifact import bundle, signature
 from graphopt.artifact.bundle import Artifact
 from graphopt.artifact.encryption import secret_from
+from graphopt.artifact.manifest import Manifest
 from graphopt.bundling import parts, specialisations_of
 from graphopt.codegen.plan import TensorSpec
-from graphopt.errors import ArtifactError, InputError, OptionError
+from graphopt.errors import ArtifactError, GraphoptError, InputError, OptionError
 from graphopt.programs import AnyProgram
 from graphopt.report import Report
+from graphopt.runtime.device import open_device
+from graphopt.runtime.device_memory import largest_piece
 from graphopt.runtime.host import physical_cores
 from graphopt.runtime.library import open_module
 from graphopt.runtime.profiler import Profile
@@ -57,6 +60,7 @@ def load(
     Raises:
         ArtifactError: unreadable, truncated, altered, of a foreign version, not signed by a trusted
             key, encrypted with another, or this machine lacks a CPU feature that the code needs.
+        DeviceError: no device is here that the program can run on.
         OptionError: threads is not a whole number above 0, or a key is missing or unusable. More
             threads than the program was compiled for are not used, and a warning is logged.
     """
@@ -81,6 +85,7 @@ class LoadedModel:
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
         manifest = artifact.manifest
+        _require_devices(manifest)
         self._inputs, self._outputs = manifest.inputs, manifest.outputs
         self._specialisations = {
             item.key: item for item in specialisations_of(artifact, open_module)
@@ -180,6 +185,22 @@ class LoadedModel:
                 hint=f"it has: {'; '.join(self.specialisations)}. Others need another compile().",
             )
         return self._sessions.get(key, lambda: open_session(item, self._workers))
+
+
+def _require_devices(manifest: Manifest) -> None:
+    """Raise DeviceError if no program of the file can run on a device that is here."""
+    errors = []
+    for entry in manifest.entries:
+        if entry.needs is None:
+            return
+        try:
+            open_device(entry.needs, largest_piece(entry.plan))
+        except GraphoptError as error:
+            errors.append(error)
+        else:
+            return
+    if errors:
+        raise errors[0]
 
 
 def _threads(wanted: int | None, item: AnyProgram) -> int:

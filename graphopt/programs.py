@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.codegen.host_program import TENSOR, HostProgram, SegmentSpec
 from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
 from graphopt.report import Report, merged
@@ -36,6 +37,7 @@ class Specialisation:
         target, architecture, features: as in the manifest's Entry.
         module: gives the runtime module with `run` and `serve`.
         library: gives the same as the bytes of a shared library; it may need a linker.
+        needs: of the device that it runs on; None for the processor.
         kernels: object files of its kernels; none where it was not compiled in this process.
     """
 
@@ -49,6 +51,7 @@ class Specialisation:
     features: tuple[str, ...]
     module: Callable[[], Any]
     library: Callable[[], bytes]
+    needs: DeviceNeeds | None = None
     kernels: tuple[bytes, ...] = ()
 
     @property
@@ -63,8 +66,8 @@ class Specialisation:
 
     @property
     def threads(self) -> int:
-        """Workers it was compiled for."""
-        return self.plan.threads
+        """Workers it was compiled for; a device needs one, which waits."""
+        return self.plan.threads if self.needs is None else 1
 
 
 @dataclass(frozen=True, eq=False)

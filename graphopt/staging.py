@@ -12,6 +12,9 @@ import numpy as np
 from graphopt.codegen.host_program import bucket
 from graphopt.errors import GraphoptError, InputError
 from graphopt.programs import AnyProgram, Segment, Staged
+from graphopt.runtime.device import open_device
+from graphopt.runtime.device_memory import largest_piece
+from graphopt.runtime.device_session import DeviceSession
 from graphopt.runtime.host_session import HostSession
 from graphopt.runtime.profiler import Meter
 from graphopt.runtime.session import Session
@@ -20,7 +23,7 @@ from graphopt.specialisations import MAX_SPECIALISATIONS, Key, OnceCache, descri
 
 log = logging.getLogger(__name__)
 
-AnySession: TypeAlias = Session | HostSession
+AnySession: TypeAlias = Session | DeviceSession | HostSession
 
 
 def open_session(program: AnyProgram, workers: Workers) -> AnySession:
@@ -31,6 +34,10 @@ def open_session(program: AnyProgram, workers: Workers) -> AnySession:
             for index, segment in enumerate(program.segments)
         ]
         return HostSession(program.program, runners)
+    if program.needs is not None:
+        # Before the module, which is read by what this loads.
+        device = open_device(program.needs, largest_piece(program.plan))
+        return DeviceSession(program.plan, program.module(), program.weights(), device)
     return Session(program.plan, program.module(), program.weights(), workers=workers)
 
 
@@ -64,7 +71,7 @@ class SegmentRunner:
         self._sessions: OnceCache[Key, AnySession] = OnceCache(MAX_SPECIALISATIONS)
         # What was used last is used next, most of the time; other threads may set it meanwhile.
         # Without values to look at, the session itself sees whether the arrays fit.
-        self._last: Session | None = None
+        self._last: Session | DeviceSession | None = None
 
     def __call__(self, arrays: Sequence[Any]) -> Iterable[Any]:
         """Outputs for inputs, both in the segment's order.
@@ -79,7 +86,7 @@ class SegmentRunner:
             return self._cut(self._results(arrays, last), rows)
         return self._results(arrays, last)
 
-    def _results(self, arrays: Sequence[Any], last: Session | None) -> Iterable[Any]:
+    def _results(self, arrays: Sequence[Any], last: Session | DeviceSession | None) -> Iterable[Any]:
         if last is not None:
             results = last.call(arrays)
             if results is not None:
@@ -133,7 +140,7 @@ class SegmentRunner:
         given = dict(zip(self._names, arrays, strict=True))
         if self._bound:
             return session, {name: given[name] for name in self._free}
-        if isinstance(session, Session):
+        if isinstance(session, (Session, DeviceSession)):
             self._last = session
         return session, given
 

@@ -201,6 +201,7 @@ class TargetTraits:
     dotprod: bool = False  # aarch64: products of four signed bytes
     i8mm: bool = False  # and of unsigned with signed ones
     gpu: GpuTraits | None = None
+    alignment: int = 64  # of buffers in the workspace
 
     @property
     def lanes(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.artifact import strict_json as sj
+from graphopt.artifact.device_json import needs_from_json, needs_to_json
 from graphopt.artifact.encryption import CIPHER, SALT_BYTES, Encryption
 from graphopt.artifact.host_json import host_from_json, host_to_json
 from graphopt.artifact.plan_json import (
@@ -18,11 +19,12 @@ from graphopt.artifact.plan_json import (
     spec_from_json,
     spec_to_json,
 )
+from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.codegen.host_program import HostProgram
 from graphopt.codegen.plan import BoundInput, Plan, TensorSpec
 from graphopt.errors import ArtifactError
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the manifest. A reader refuses every other one."""
 
 ABI = 1
@@ -42,6 +44,7 @@ class Entry:
             member, a multiple of 64. Entries may share weights.
         bound: inputs whose values are compiled in, in the manifest's order; the plan has only
             the others.
+        needs: of the device that runs its kernels; None for the processor.
     """
 
     plan: Plan
@@ -50,6 +53,7 @@ class Entry:
     features: tuple[str, ...]
     weights_offset: int
     bound: tuple[BoundInput, ...] = ()
+    needs: DeviceNeeds | None = None
 
 
 @dataclass(frozen=True)
@@ -315,12 +319,15 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
         "features": list(entry.features),
         "weights_offset": entry.weights_offset,
         "bound": [bound_to_json(bound) for bound in entry.bound],
+        "device": None if entry.needs is None else needs_to_json(entry.needs),
     }
 
 
 def _entry_from_json(value: Any, where: str) -> Entry:
     fields = sj.record(
-        value, where, ("plan", "target", "architecture", "features", "weights_offset", "bound")
+        value,
+        where,
+        ("plan", "target", "architecture", "features", "weights_offset", "bound", "device"),
     )
     offset = sj.integer(fields["weights_offset"], f"{where}.weights_offset")
     if offset % 64:
@@ -332,6 +339,7 @@ def _entry_from_json(value: Any, where: str) -> Entry:
         features=sj.items(fields["features"], f"{where}.features", sj.text),
         weights_offset=offset,
         bound=sj.items(fields["bound"], f"{where}.bound", bound_from_json),
+        needs=sj.optional(fields["device"], f"{where}.device", needs_from_json),
     )
 
 

@@ -55,6 +55,11 @@ def items(value: Any, where: str, item: Callable[[Any, str], T]) -> tuple[T, ...
     return tuple(item(element, f"{where}[{index}]") for index, element in enumerate(value))
 
 
+def optional(value: Any, where: str, item: Callable[[Any, str], T]) -> T | None:
+    """null, or what `item(value, where)` reads."""
+    return None if value is None else item(value, where)
+
+
 def text(value: Any, where: str) -> str:
     """A string."""
     if not isinstance(value, str):

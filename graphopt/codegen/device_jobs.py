@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from graphopt.codegen.device_demands import demands
 from graphopt.codegen.device_kernel import DeviceKernel, device_kernel
+from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.codegen.device_program import DeviceTarget, build, build_code
 from graphopt.codegen.jobs import Code
 from graphopt.codegen.plan import Plan
@@ -45,3 +47,7 @@ class DeviceJobs:
     def code(self, plan: Plan, flush_subnormals: bool) -> Code:
         """As KernelJobs.code(), with the kernels in `device`."""
         return build_code(plan, self._kernels, self._target)
+
+    def needs(self) -> DeviceNeeds:
+        """What the device of the program must offer."""
+        return demands(self._kernels, self._target)

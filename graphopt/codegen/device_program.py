@@ -39,14 +39,18 @@ class DeviceTarget:
 
     Attributes:
         device: the device's tvm Target. host: one of kind llvm, of the code that launches kernels.
+        name: of the device that is preferred when the program is run; "" for none.
         architectures: of CUDA, what to make machine code for ("sm_80"); later ones get PTX.
         limits: of a launch.
+        alignment: in bytes, of the plan's buffers in the arena.
     """
 
     device: Any
     host: Any
+    name: str
     architectures: tuple[str, ...]
     limits: LaunchLimits
+    alignment: int
 
     @property
     def kind(self) -> str:

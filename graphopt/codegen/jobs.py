@@ -92,6 +92,9 @@ class KernelJobs:
         control = control_object(plan, self._target, self._arch, flush_subnormals)
         return Code((control, *(future.result() for future in self._objects)))
 
+    def needs(self) -> None:
+        """A program for processors needs no device."""
+
     def _submit(self) -> None:
         if self._waiting:
             batch, self._waiting = self._waiting, {}

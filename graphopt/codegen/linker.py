@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graphopt.codegen.embedding import assembly
 from graphopt.errors import CompileError
 from graphopt.runtime.host import host_arch
 from graphopt.toolchain import COMPILERS, VARIABLES
@@ -112,9 +113,11 @@ def find_compiler(
     )
 
 
-def shared_library(objects: Sequence[bytes], linker: Linker) -> bytes:
+def shared_library(objects: Sequence[bytes], linker: Linker, section: bytes = b"") -> bytes:
     """The shared library of a program's object files, as bytes.
 
+    Args:
+        section: a device's code as embedding.library_section() gives it; empty for none.
     Raises:
         CompileError: the linker failed, or there is no room for temporary files.
     """
@@ -124,6 +127,11 @@ def shared_library(objects: Sequence[bytes], linker: Linker) -> bytes:
             paths = tuple(Path(folder, f"program{index}.o") for index in range(len(objects)))
             for path, code in zip(paths, objects, strict=True):
                 path.write_bytes(code)
+            if section:
+                code, source = Path(folder, "device.bin"), Path(folder, "device.s")
+                code.write_bytes(section)
+                source.write_text(assembly(str(code)))
+                paths = (*paths, source)
             visible = Path(folder, "program.map")
             visible.write_text(_VISIBLE)
             library = Path(folder, "program.so")

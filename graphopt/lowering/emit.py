@@ -65,7 +65,7 @@ class _Emitter:
     pool: WeightPool
     copy: Any
     share: bool
-    storage: Storage = field(default_factory=Storage)
+    storage: Storage
     tensors: dict[Tensor, int] = field(default_factory=dict)
     made: dict[int, Layout] = field(default_factory=dict)
     weights: dict[int, int] = field(default_factory=dict)
@@ -279,9 +279,12 @@ def emit(
         else:
             copies.append((index, value))
     candidates = {index: offer.candidate for index, offer in chosen.items()}
-    sharing = share_memory(dataflow, entries, candidates, claims)
+    sharing = share_memory(dataflow, entries, candidates, claims, traits.alignment)
     kernels = KernelSet(jobs)
-    emitter = _Emitter(dataflow, aliases, claims, sharing, traits, kernels, pool, copy, share)
+    storage = Storage(traits.alignment)
+    emitter = _Emitter(
+        dataflow, aliases, claims, sharing, traits, kernels, pool, copy, share, storage
+    )
     for index, (_, value) in enumerate(dataflow.inputs):
         emitter.made[value] = PLAIN
         nbytes = dataflow.values[value].nbytes

@@ -17,12 +17,12 @@ class Lifetime:
     last: int
 
 
-def align(nbytes: int) -> int:
+def align(nbytes: int, alignment: int = ALIGNMENT) -> int:
     """`nbytes` rounded up to the alignment of every buffer, at least one unit."""
-    return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
+    return max(-(-nbytes // alignment), 1) * alignment
 
 
-def place(tensors: Sequence[Lifetime]) -> tuple[list[int], int]:
+def place(tensors: Sequence[Lifetime], alignment: int = ALIGNMENT) -> tuple[list[int], int]:
     """Offsets for all tensors, and the workspace's size.
 
     Largest first, each at the lowest offset where nothing that lives at the same time overlaps
@@ -33,7 +33,7 @@ def place(tensors: Sequence[Lifetime]) -> tuple[list[int], int]:
     total = 0
     order = sorted(range(len(tensors)), key=lambda i: (-tensors[i].nbytes, tensors[i].first, i))
     for index in order:
-        tensor, size, offset = tensors[index], align(tensors[index].nbytes), 0
+        tensor, size, offset = tensors[index], align(tensors[index].nbytes, alignment), 0
         for begin, end, other in placed:
             if other.last < tensor.first or tensor.last < other.first:
                 continue

@@ -57,13 +57,15 @@ def share_memory(
     entries: Sequence[Group | Alias],
     chosen: Mapping[int, Candidate],
     claims: Mapping[int, int],
+    alignment: int = ALIGNMENT,
 ) -> Sharing:
     """Find all tensors that can lie inside others.
 
     Args:
         claims: the values whose row-major tensors are the program's outputs.
+        alignment: in bytes, of where a tensor may begin.
     """
-    search = _Search(dataflow, entries, claims)
+    search = _Search(dataflow, entries, claims, alignment)
     for index, entry in enumerate(entries):
         if not isinstance(entry, Group) or not _moves_only(entry, chosen[index]):
             continue
@@ -76,9 +78,14 @@ def share_memory(
 
 class _Search:
     def __init__(
-        self, dataflow: Dataflow, entries: Sequence[Group | Alias], claims: Mapping[int, int]
+        self,
+        dataflow: Dataflow,
+        entries: Sequence[Group | Alias],
+        claims: Mapping[int, int],
+        alignment: int,
     ) -> None:
         self.dataflow = dataflow
+        self.alignment = alignment
         self.aliases = alias_table(entries)
         self.claims = claims
         self.made = {v for entry in entries if isinstance(entry, Group) for v in entry.outputs}
@@ -89,14 +96,14 @@ class _Search:
 
     def slice(self, index: int, group: Group, layout: Layout) -> None:
         source, result = self.read(group.inputs[0], layout), self.own(group.outputs[0], layout)
-        offset = piece_offset(group.workload, layout)
+        offset = piece_offset(group.workload, layout, self.alignment)
         if offset is not None and self.in_arena(source) and self.in_arena(result):
             self.views[index] = Place(source, offset)
             self.viewed.add(result)
 
     def concat(self, index: int, group: Group, layout: Layout) -> None:
         host = self.own(group.outputs[0], layout)
-        offsets = part_offsets(group.workload, layout)
+        offsets = part_offsets(group.workload, layout, self.alignment)
         if offsets is None or not self.in_arena(host):
             return
         parts: dict[Tensor, Place] = {}
@@ -142,7 +149,9 @@ def _moves_only(group: Group, candidate: Candidate) -> bool:
     )
 
 
-def part_offsets(workload: Workload, layout: Layout) -> tuple[int, ...] | None:
+def part_offsets(
+    workload: Workload, layout: Layout, alignment: int = ALIGNMENT
+) -> tuple[int, ...] | None:
     """Where each input of a concatenation lies in its result, in bytes.
 
     None where an input is not one aligned piece of the result's memory, or is empty.
@@ -157,10 +166,10 @@ def part_offsets(workload: Workload, layout: Layout) -> tuple[int, ...] | None:
     if not all(sizes):
         return None
     offsets = tuple(_running(sizes))
-    return None if any(offset % ALIGNMENT for offset in offsets) else offsets
+    return None if any(offset % alignment for offset in offsets) else offsets
 
 
-def piece_offset(workload: Workload, layout: Layout) -> int | None:
+def piece_offset(workload: Workload, layout: Layout, alignment: int = ALIGNMENT) -> int | None:
     """Where a slice begins in its source's memory, in bytes.
 
     None where it is not one aligned piece, or would show channels in padding lanes.
@@ -183,7 +192,7 @@ def piece_offset(workload: Workload, layout: Layout) -> int | None:
     for first, extent in zip(begin, source, strict=True):
         offset = offset * extent + first
     offset *= TensorSig((1,), op.output.dtype).nbytes
-    return None if offset % ALIGNMENT else offset
+    return None if offset % alignment else offset
 
 
 def _nbytes(sig: TensorSig, layout: Layout) -> int:

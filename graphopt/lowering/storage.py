@@ -29,7 +29,11 @@ class _Region:
 class Storage:
     """Regions by number. What lies inside a region lives and is placed with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, alignment: int = ALIGNMENT) -> None:
+        """Args:
+        alignment: in bytes, of every region in the arena.
+        """
+        self._alignment = alignment
         self._regions: list[_Region] = []
 
     def add(self, space: str, offset: int, nbytes: int) -> int:
@@ -40,7 +44,7 @@ class Storage:
     def inside(self, host: int, offset: int, nbytes: int) -> int:
         """A region at `offset` bytes inside `host`, which must be in the arena."""
         assert self._regions[host].space == "arena", "only the arena has parts"
-        assert offset % ALIGNMENT == 0
+        assert offset % self._alignment == 0
         assert offset + nbytes <= self._regions[host].nbytes
         self._regions.append(_Region("arena", offset, nbytes, host))
         return len(self._regions) - 1
@@ -61,7 +65,7 @@ class Storage:
     def buffers(self) -> tuple[tuple[Buffer, ...], int]:
         """All regions as the plan's buffers, with those in the arena placed, and its size."""
         roots = [r for r in self._regions if r.space == "arena" and r.host is None]
-        offsets, total = place([Lifetime(r.nbytes, r.first, r.last) for r in roots])
+        offsets, total = place([Lifetime(r.nbytes, r.first, r.last) for r in roots], self._alignment)
         for root, offset in zip(roots, offsets, strict=True):
             root.offset = offset
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 from tvm.target import Target
@@ -33,6 +34,7 @@ class Device:
         architectures: of CUDA, for which machine code is made, oldest first: "sm_80".
         gpu: its limits and abilities.
         vector_bytes: how much one thread should read or write at once.
+        alignment: in bytes, of where a buffer may begin.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Device:
     architectures: tuple[str, ...]
     gpu: GpuTraits
     vector_bytes: int
+    alignment: int = 64
 
     def target(self, host: Any) -> DeviceTarget:
         """What code is compiled for; `host` is the tvm Target of what launches it."""
@@ -55,12 +58,18 @@ class Device:
         if self.architectures:
             spec["arch"] = self.architectures[0]
         limits = LaunchLimits(gpu.max_threads, gpu.max_blocks)
-        return DeviceTarget(Target(spec), host, self.architectures, limits)
+        name = self.name if self.kind == OPENCL else ""
+        device = Target(spec)
+        return DeviceTarget(device, host, name, self.architectures, limits, self.alignment)
 
     def traits(self) -> TargetTraits:
         """What schedules need to know of it."""
         return TargetTraits(
-            arch=self.kind, vector_bytes=self.vector_bytes, vector_registers=32, gpu=self.gpu
+            arch=self.kind,
+            vector_bytes=self.vector_bytes,
+            vector_registers=32,
+            gpu=self.gpu,
+            alignment=self.alignment,
         )
 
     def key(self) -> str:
@@ -72,7 +81,7 @@ class Device:
 
 
 def find_device(text: str) -> Device:
-    """The device named `text`; OptionError if there is none."""
+    """The device named `text`; OptionError or DeviceError if there is none."""
     kind, _, name = text.partition(":")
     return _opencl(text, name.strip()) if kind == OPENCL else _cuda(text, name.strip())
 
@@ -95,7 +104,8 @@ def _opencl(text: str, name: str) -> Device:
         )
         # On a CPU vectors are those of its registers; on a GPU a thread reads so much at once.
         vector = 64 if gpu.loops else 16
-        return Device(OPENCL, each.name, each.index, (), gpu, vector)
+        alignment = lcm(64, each.base_align_bytes)
+        return Device(OPENCL, each.name, each.index, (), gpu, vector, alignment)
     raise OptionError(
         "target",
         f"'{text}': no OpenCL device has '{name}' in its name.",

@@ -1,0 +1,54 @@
+"""Reads from a program's lowered kernels what a device must offer to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from tvm import tirx
+
+from graphopt.codegen.device_kernel import DeviceKernel
+from graphopt.codegen.device_needs import OPENCL, DeviceNeeds
+from graphopt.codegen.device_program import DeviceTarget
+from graphopt.codegen.kernel import nbytes
+
+_EXTENSIONS = {"float16": "cl_khr_fp16", "float64": "cl_khr_fp64"}
+"""What OpenCL code needs that computes with these types."""
+
+
+def demands(kernels: Mapping[str, DeviceKernel], target: DeviceTarget) -> DeviceNeeds:
+    """What a device must offer to run these kernels, compiled for `target`."""
+    launches = [launch for kernel in kernels.values() for launch in kernel.launches]
+    groups = [
+        prod(extent for tag, extent in launch.extents if tag.startswith("threadIdx"))
+        for launch in launches
+    ]
+    found = [_local_bytes_and_types(launch.body) for launch in launches]
+    types = {each for _, dtypes in found for each in dtypes}
+    extensions = {_EXTENSIONS[each] for each in types if each in _EXTENSIONS}
+    return DeviceNeeds(
+        kind=target.kind,
+        name=target.name,
+        work_group=max(groups, default=1),
+        local_bytes=max((local for local, _ in found), default=0),
+        alignment=target.alignment,
+        extensions=tuple(sorted(extensions)) if target.kind == OPENCL else (),
+        architectures=target.architectures,
+    )
+
+
+def _local_bytes_and_types(body: Any) -> tuple[int, set[str]]:
+    """Memory that the threads of a block share, and the element types of what is computed."""
+    sizes: list[int] = []
+    types: set[str] = set()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tirx.AllocBuffer):
+            if node.buffer.scope().startswith("shared"):
+                sizes.append(nbytes(node.buffer))
+        elif isinstance(node, (tirx.BufferLoad, tirx.Cast, tirx.FloatImm)):
+            types.add(str(node.ty.dtype).split("x")[0])
+
+    tirx.stmt_functor.post_order_visit(body, visit)
+    return sum(sizes), types
