@@ -86,7 +86,9 @@ class SegmentRunner:
             return self._cut(self._results(arrays, last), rows)
         return self._results(arrays, last)
 
-    def _results(self, arrays: Sequence[Any], last: Session | DeviceSession | None) -> Iterable[Any]:
+    def _results(
+        self, arrays: Sequence[Any], last: Session | DeviceSession | None
+    ) -> Iterable[Any]:
         if last is not None:
             results = last.call(arrays)
             if results is not None:

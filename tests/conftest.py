@@ -35,9 +35,25 @@ def pytest_configure() -> None:
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing that the tests compile ends in the user's cache, or comes from it."""
     folder = tmp_path_factory.mktemp("cache")
+    # The OpenCL plug-in is built once for all processes that run tests.
+    plugins = tmp_path_factory.getbasetemp().parent / "graphopt-plugins"
+    plugins.mkdir(exist_ok=True)
+    (folder / "plugins").symlink_to(plugins)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAPHOPT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def opencl(private_cache: Path) -> Any:
+    """This machine's OpenCL devices; without any, the test is skipped."""
+    from graphopt.errors import DeviceError
+    from graphopt.runtime.opencl.devices import require_devices
+
+    try:
+        return require_devices()
+    except DeviceError as error:
+        pytest.skip(f"{error} (make test installs PoCL where it may)")
 
 
 @pytest.fixture(scope="session")

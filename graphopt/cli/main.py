@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from graphopt.cli import key_verbs, log_verbs, quantize_verb, tune_verb, verbs
+from graphopt.cli import device_verb, key_verbs, log_verbs, quantize_verb, tune_verb, verbs
 from graphopt.cli.parser import make_parser
 from graphopt.cli.progress import logged
 from graphopt.errors import GraphoptError
@@ -23,6 +23,7 @@ _VERBS = {
     "check-signature": key_verbs.check_signature,
     "compile": verbs.compile,
     "cxx-header": verbs.cxx_header,
+    "devices": device_verb.devices,
     "encrypt": key_verbs.encrypt,
     "inspect": verbs.inspect,
     "logs": log_verbs.logs,

@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     _verify(verbs)
     _profile(verbs)
     _bench(verbs)
+    _devices(verbs)
     key_parser.add_verbs(verbs, _verb)
     _cache(verbs)
     _cxx_header(verbs)
@@ -357,6 +358,18 @@ def _cxx_header(verbs: Any) -> None:
         "-o graphopt.hpp",
     )
     parser.add_argument("-o", "--output", required=True, metavar="graphopt.hpp")
+
+
+def _devices(verbs: Any) -> None:
+    _verb(
+        verbs,
+        "devices",
+        "list what this machine can run programs on",
+        "List what this machine can run programs on: its processor, OpenCL devices and NVIDIA\n"
+        "GPUs, with their limits, and why there are none where there are none.",
+        "",
+        "--json",
+    )
 
 
 def _cache(verbs: Any) -> None:

@@ -44,7 +44,7 @@ def seconds(value: float) -> str:
 
 def inspection(found: Inspection) -> list[Table | Text]:
     """What a model takes, gives and contains, and what of it would not compile."""
-    table = _plain_table()
+    table = plain_table()
     for role, tensors in (("input", found.inputs), ("output", found.outputs)):
         for tensor in tensors:
             table.add_row(role, Text(_tensor(tensor)))
@@ -129,7 +129,7 @@ def report(account: Report) -> Table:
     constants = "  ".join(f"{n}={value}" for n, value in account.constants.items())
     fired = {row.name: row.rewrites for row in account.passes if row.rewrites}
     origins = ", ".join(f"{count} {name}" for name, count in account.origins().items())
-    table = _plain_table()
+    table = plain_table()
     table.add_row("shapes", Text(shapes or "(none)"))
     if constants:
         table.add_row("constants", Text(constants))
@@ -200,7 +200,7 @@ def profile_json(result: Profile) -> dict[str, Any]:
 
 def cache(entries: Sequence[CacheEntry], folder: str, limit: int) -> Table:
     """What the compile cache holds."""
-    table = _plain_table()
+    table = plain_table()
     table.add_row("folder", Text(folder))
     table.add_row("entries", str(len(entries)))
     table.add_row("size", f"{size(sum(entry.nbytes for entry in entries))} of {size(limit)}")
@@ -224,7 +224,8 @@ def _rate(amount: float, duration: float) -> str:
     return f"{amount / duration / 1e9:.1f}" if amount and duration > 0 else ""
 
 
-def _plain_table() -> Table:
+def plain_table() -> Table:
+    """Names and values without lines."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

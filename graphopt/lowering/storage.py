@@ -65,7 +65,9 @@ class Storage:
     def buffers(self) -> tuple[tuple[Buffer, ...], int]:
         """All regions as the plan's buffers, with those in the arena placed, and its size."""
         roots = [r for r in self._regions if r.space == "arena" and r.host is None]
-        offsets, total = place([Lifetime(r.nbytes, r.first, r.last) for r in roots], self._alignment)
+        offsets, total = place(
+            [Lifetime(r.nbytes, r.first, r.last) for r in roots], self._alignment
+        )
         for root, offset in zip(roots, offsets, strict=True):
             root.offset = offset
         found = []

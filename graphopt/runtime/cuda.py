@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.errors import ArtifactError
 from graphopt.runtime.library import load_runtime
 
@@ -43,6 +45,29 @@ class Gpu:
     max_threads: int
     shared_bytes: int
     driver: str
+
+    def unfit(self, needs: DeviceNeeds) -> str | None:
+        """Why it cannot run a program with these needs; None if it can."""
+        if not any(_runs(self.architecture, made) for made in needs.architectures) and not (
+            needs.architectures and _number(self.architecture) > _number(needs.architectures[-1])
+        ):
+            return f"it is {self.architecture}, the code is for {', '.join(needs.architectures)}"
+        if needs.work_group > self.max_threads:
+            return f"it allows blocks of {self.max_threads} threads, not {needs.work_group}"
+        if needs.local_bytes > self.shared_bytes:
+            return f"it has {self.shared_bytes} bytes of shared memory, not {needs.local_bytes}"
+        return None
+
+
+def _runs(architecture: str, made: str) -> bool:
+    """Whether machine code made for `made` runs there: on the same and later ones of its tens."""
+    ours, theirs = _number(architecture), _number(made)
+    return ours // 10 == theirs // 10 and ours >= theirs
+
+
+def _number(architecture: str) -> int:
+    """80 for "sm_80"."""
+    return int(re.sub(r"\D", "", architecture))
 
 
 def probe() -> Gpu | None:

@@ -49,9 +49,16 @@ class Memory:
 class View:
     """A part of a piece of memory, which it keeps."""
 
-    def __init__(self, memory: Memory, handle: int, release: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        handle: int,
+        nbytes: int,
+        release: Callable[[int], None] | None = None,
+    ) -> None:
         self.memory = memory
         self.handle = handle
+        self.nbytes = nbytes
         if release is not None:
             # When the process ends, the driver may be gone before.
             weakref.finalize(self, release, handle).atexit = False
@@ -77,7 +84,7 @@ class _Tensor(ctypes.Structure):
 class Transfer:
     """Copies between one place on a device and the host, in either direction."""
 
-    def __init__(self, copy: Function, device: Device, memory: Memory, upload: bool) -> None:
+    def __init__(self, copy: Function, device: Device, memory: Memory | View, upload: bool) -> None:
         shape = (ctypes.c_int64 * 1)(memory.nbytes)
         kind = _DL_TYPES[device.kind]
         self._there = _Tensor(memory.handle, kind, device.index, 1, 1, 8, 1, shape, None, 0)
@@ -130,16 +137,17 @@ class Device:
             DeviceError: nothing may begin there on this device.
         """
         if self.kind != OPENCL:
-            return View(memory, memory.handle + offset, None)
+            return View(memory, memory.handle + offset, nbytes)
         make = self._ffi.get_global_func("graphopt.opencl.view")
         release = self._ffi.get_global_func("graphopt.opencl.release")
         try:
             handle = make(ctypes.c_void_p(memory.handle), offset, nbytes)
         except RuntimeError as error:
             raise device_error(str(error), self.name) from error
-        return View(memory, int(handle.value), lambda value: release(ctypes.c_void_p(value)))
+        view = int(handle.value)
+        return View(memory, view, nbytes, lambda value: release(ctypes.c_void_p(value)))
 
-    def transfer(self, memory: Memory, upload: bool) -> Transfer:
+    def transfer(self, memory: Memory | View, upload: bool) -> Transfer:
         """Copies of all of `memory` from (`upload`) or to the host, for one thread at a time."""
         return Transfer(self._copy, self, memory, upload)
 

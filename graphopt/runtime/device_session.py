@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,7 @@ class DeviceWatch:
 class DeviceSession:
     """A program on a device, ready to run."""
 
-    def __init__(
-        self, plan: Plan, module: Any, weights: NDArray[np.uint8], device: Device
-    ) -> None:
+    def __init__(self, plan: Plan, module: Any, weights: NDArray[np.uint8], device: Device) -> None:
         """Prepare to run `plan`.
 
         Args:
@@ -175,7 +174,7 @@ class DeviceSession:
             self.device.check(part())
             self.device.synchronise()
             stamps.append(time.monotonic_ns())
-        return [end - begin for begin, end in zip(stamps, stamps[1:], strict=False)]
+        return [end - begin for begin, end in pairwise(stamps)]
 
     @property
     def _count(self) -> int:

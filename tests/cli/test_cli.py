@@ -64,7 +64,7 @@ def files(
 
 VERBS = (
     *("inspect", "compile", "run", "verify", "profile", "bench", "cache", "tune", "logs"),
-    "rpc-server",
+    *("rpc-server", "devices"),
 )
 
 
