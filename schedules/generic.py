@@ -29,13 +29,28 @@ _DATA_PARALLEL = tirx.IterVar.DataPar
 
 def generic_schedule(sch: Schedule, traits: TargetTraits) -> None:
     """Schedule "main" of `sch` as well as its blocks allow; never fails."""
-    for block in _blocks(sch):
-        _attempt(partial(_inline, sch, block))
-    for block in _blocks(sch):
-        _attempt(partial(_nest, sch, block, traits))
+    inline_elementwise(sch)
+    for block in root_blocks(sch):
+        attempt(partial(_nest, sch, block, traits))
 
 
-def _attempt(step: Callable[[], None]) -> bool:
+def inline_elementwise(sch: Schedule) -> None:
+    """Compute elementwise blocks where they are used, unless several reductions would repeat
+    them."""
+    for block in root_blocks(sch):
+        attempt(partial(_inline, sch, block))
+
+
+def block_kinds(sch: Schedule, block: Any) -> list[bool]:
+    """For each axis of a block whether its iterations are independent; empty unless the axes are
+    its loops, in order."""
+    loops = list(sch.get_loops(block))
+    if not _trivial(sch, block, loops):
+        return []
+    return [kind == _DATA_PARALLEL for kind in _kinds(sch, block)]
+
+
+def attempt(step: Callable[[], None]) -> bool:
     """Whether `step` worked. What it refused is left as it was."""
     try:
         step()
@@ -45,7 +60,7 @@ def _attempt(step: Callable[[], None]) -> bool:
     return True
 
 
-def _blocks(sch: Schedule) -> list[Any]:
+def root_blocks(sch: Schedule) -> list[Any]:
     """The blocks right under the function's root."""
     try:
         return list(sch.get_child_blocks(sch.get_sblock("root", "main")))
@@ -58,7 +73,6 @@ def _kinds(sch: Schedule, block: Any) -> list[int]:
 
 
 def _inline(sch: Schedule, block: Any) -> None:
-    """Compute an elementwise block where it is used, unless several reductions would repeat it."""
     if any(kind != _DATA_PARALLEL for kind in _kinds(sch, block)):
         return
     consumers = sch.get_consumers(block)
@@ -76,20 +90,20 @@ def _nest(sch: Schedule, block: Any, traits: TargetTraits) -> None:
     if kinds[-1] == _DATA_PARALLEL and len(set(kinds)) == 1:
         innermost = loops.pop()
         if loops or extent(sch, innermost) < 2 * traits.lanes:
-            _attempt(lambda: _vectorise(sch, innermost, traits.lanes))
+            attempt(lambda: _vectorise(sch, innermost, traits.lanes))
         else:
             # The only loop: its vectors are what the workers share.
             outer, inner = sch.split(innermost, [None, traits.lanes])
             divides = extent(sch, innermost_of(sch, block)) == traits.lanes
             if divides:
-                _attempt(lambda: sch.vectorize(inner))
+                attempt(lambda: sch.vectorize(inner))
             loops = [outer]
         kinds = kinds[: len(loops)]
     spatial = 0
     while spatial < len(loops) and kinds[spatial] == _DATA_PARALLEL:
         spatial += 1
     while spatial:
-        if _attempt(partial(_parallel, sch, loops[:spatial])):
+        if attempt(partial(_parallel, sch, loops[:spatial])):
             return
         spatial -= 1
 

@@ -59,15 +59,17 @@ class Panels:
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """An operand: `read` takes (group, step, line)."""
 
     read: Callable[[PrimExpr, PrimExpr, PrimExpr], PrimExpr]
 
     def prepare(self, group: PrimExpr, lines: Callable[[int], PrimExpr], count: int) -> Stmt | None:
+        """Nothing."""
         return None
 
     def value(self, group: PrimExpr, step: PrimExpr, line: PrimExpr, slot: PrimExpr) -> PrimExpr:
+        """The element."""
         return self.read(group, step, line)
 
 
@@ -140,8 +142,8 @@ def _compute(
     tiles = Tiles(
         product,
         tiling,
-        _Side(left),
-        _Side(right),
+        Side(left),
+        Side(right),
         left_packed=False,
         right_packed=packed,
         left_steps_first=True,

@@ -38,4 +38,4 @@ def registers(shape: Sequence[int], dtype: str, name: str) -> Buffer:
 
 def barrier() -> Stmt:
     """All threads of a block get here before one goes on."""
-    return tirx.Evaluate(tirx.tvm_storage_sync("shared"))
+    return tirx.Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))

@@ -93,7 +93,7 @@ def groups_of(shape: Sequence[int], axes: Sequence[int]) -> list[Group]:
     return groups
 
 
-def _combine(
+def combination(
     function: str, dtype: str
 ) -> tuple[PrimExpr, Callable[[PrimExpr, PrimExpr], PrimExpr]]:
     """Identity and combination of a reduction."""
@@ -122,7 +122,7 @@ class _Reduce:
         self.axes = tuple(op.attr("axes"))
         self.groups = groups_of(self.shape, self.axes)
         self.dtype = accumulator(op.output.dtype)
-        self.identity, self.combine = _combine(op.attr("function"), self.dtype)
+        self.identity, self.combine = combination(op.attr("function"), self.dtype)
         self.count = prod(op.inputs[0].shape[a] for a in self.axes)
         self.lanes = lanes_of(traits, self.dtype)
 

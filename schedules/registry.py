@@ -27,9 +27,14 @@ from schedules import (
     gather,
     gemm,
     gemv,
+    gpu_attention,
     gpu_conv,
     gpu_direct,
     gpu_matmul,
+    gpu_norm,
+    gpu_reduce,
+    gpu_softmax,
+    gpu_transpose,
     linear_attention,
     lookup,
     matmul_byte_pairs,
@@ -124,11 +129,8 @@ _LOOPS: tuple[Family, ...] = (
     gemm.candidates,
     matmul_nbits.candidates,
     batched_matmul.candidates,
-    attention.candidates,
     recurrent.candidates,
     linear_attention.candidates,
-    softmax.candidates,
-    norm.candidates,
     reduce.candidates,
     pooling.candidates,
     resize.candidates,
@@ -140,7 +142,6 @@ _LOOPS: tuple[Family, ...] = (
     trees.candidates,
     ngrams.candidates,
     movement.candidates,
-    transpose.candidates,
     topk.candidates,
     arg_extremum.candidates,
     scan.candidates,
@@ -153,12 +154,17 @@ _LOOPS: tuple[Family, ...] = (
     pool_indices.candidates,
     elementwise.candidates,
 )
-"""Families whose kernels devices can run, too."""
+"""Families for CPUs whose kernels devices can run, too."""
 
 GPU_FAMILIES: tuple[Family, ...] = (
     gpu_direct.candidates,
     gpu_conv.candidates,
     gpu_matmul.candidates,
+    gpu_attention.candidates,
+    gpu_softmax.candidates,
+    gpu_norm.candidates,
+    gpu_reduce.candidates,
+    gpu_transpose.candidates,
     *(on_device(family) for family in _LOOPS),
 )
 

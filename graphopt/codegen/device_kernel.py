@@ -78,7 +78,9 @@ class DeviceKernel:
 def device_kernel(function: PrimFunc, target: Any, limits: LaunchLimits) -> DeviceKernel:
     """Lower a scheduled block-form PrimFunc for the device `target` (a tvm Target)."""
     # Nests without threads were written for CPUs, whose vectors are not this device's.
-    lowered = lower(function, target, vectors=_has_threads(function.body))
+    vectors = _has_threads(function.body)
+    # Scratch that shares memory cannot be moved, and threads would need barriers in between.
+    lowered = lower(function, target, vectors, sharing=False)
     return _Builder(str(target.kind.name), limits).build(lowered)
 
 

@@ -64,12 +64,13 @@ class KernelMaker(Protocol):
         ...
 
 
-def lower(function: PrimFunc, target: Any, vectors: bool = True) -> PrimFunc:
+def lower(function: PrimFunc, target: Any, vectors: bool = True, sharing: bool = True) -> PrimFunc:
     """Lower a scheduled block-form PrimFunc to flat loops.
 
     Args:
         target: a tvm Target.
         vectors: make vector operations of vectorised loops; otherwise they become ordinary loops.
+        sharing: scratch that is never needed at the same time may lie at the same place.
     """
     passes = [
         s_tir.transform.CanonicalizeLoop(),
@@ -85,8 +86,7 @@ def lower(function: PrimFunc, target: Any, vectors: bool = True) -> PrimFunc:
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(vectors),
-        # Scratch that shares memory can be moved no more.
-        *([tirx.transform.StorageRewrite()] if vectors else []),
+        *([tirx.transform.StorageRewrite()] if sharing else []),
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),
         s_tir.transform.RenormalizeSplitPattern(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schedules.generic import generic_schedule
+from schedules.gpu_generic import thread_schedule
 from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
 
 
@@ -18,5 +19,7 @@ def legalised_candidate(workload: Workload, function: Any, traits: TargetTraits)
         output=PLAIN,
         cost=Cost(flops=float(moved), bytes=float(moved), efficiency=0.02),
         compute=lambda: function,
-        schedule=lambda sch: generic_schedule(sch, traits),
+        schedule=lambda sch: (
+            thread_schedule(sch, traits.gpu) if traits.gpu else generic_schedule(sch, traits)
+        ),
     )
