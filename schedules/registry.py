@@ -142,6 +142,7 @@ _LOOPS: tuple[Family, ...] = (
     trees.candidates,
     ngrams.candidates,
     movement.candidates,
+    lookup.candidates,
     topk.candidates,
     arg_extremum.candidates,
     scan.candidates,
