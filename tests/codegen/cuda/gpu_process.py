@@ -65,4 +65,7 @@ def _start(emulated: Path | None) -> None:
 
 def _run(order: str, function: Callable[..., R], args: Any, kwargs: Any) -> R:
     os.environ["EMULATED_ORDER"] = order
-    return function(*args, **kwargs)
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # not all of them can be pickled
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None

@@ -114,7 +114,7 @@ def run_model(
 
 
 def _address(tensor: Any) -> int:
-    address: int = tensor.handle.contents.data
+    address: int = tensor.data_ptr()
     return address
 
 
