@@ -10,9 +10,13 @@ from tvm_ffi import dtype as to_dtype
 
 from graphopt.codegen.cuda.source import HANDLE, Signature, cuda_source
 from graphopt.codegen.cuda.toolchain import Toolchain, find_toolchain, machine_code
+from graphopt.codegen.launch import Limits, check_limits, launch_of
 
 KIND = "cuda"
 """TVM's name of such modules: `ffi.Module.load_from_bytes.cuda` takes what cuda_module() gives."""
+
+LIMITS = Limits(threads=1024, shared_bytes=48 << 10)
+"""What every GPU launches without being asked for more."""
 
 _OPAQUE_POINTER = struct.pack("<BBH", 3, 64, 1)  # DLPack's code, bits and lanes
 
@@ -32,8 +36,14 @@ def cuda_module(
     Returns:
         a serialised module of TVM's CUDA runtime.
     Raises:
-        CompileError: there is no compiler, or it failed. Source is never embedded in its place.
+        CompileError: there is no compiler, or it failed, or a kernel is larger than LIMITS. Source
+            is never embedded in place of machine code.
     """
+    launches = {
+        str(function.attrs["global_symbol"]): launch_of(function)
+        for function in functions.functions.values()
+    }
+    check_limits(launches, LIMITS, "a GPU")
     source = cuda_source(functions, target)
     code = machine_code(source.text, architectures, toolchain or find_toolchain())
     # The runtime hands code to the driver as it is; the name only says that it is not source.
