@@ -12,15 +12,15 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench conformance fuzz setup cross-tools clean
+.PHONY: demo test test-slow lint format bench conformance fuzz setup cross-tools opencl clean
 
 demo: setup
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
-test: setup cross-tools
+test: setup cross-tools opencl
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-test-slow: setup cross-tools
+test-slow: setup cross-tools opencl
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup
@@ -79,6 +79,17 @@ cross-tools:
 	            g++-aarch64-linux-gnu libc6-dev-arm64-cross g++-riscv64-linux-gnu \
 	            libc6-dev-riscv64-cross qemu-user cmake >/dev/null; \
 	    fi; } || echo "Could not install the cross compilers: their tests are skipped." >&2
+
+# PoCL makes an OpenCL device of the processor; without one the tests for OpenCL say why they are
+# skipped.
+opencl:
+	@ls /etc/OpenCL/vendors/*.icd >/dev/null 2>&1 || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "Installing pocl-opencl-icd ..."; \
+	        apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	            pocl-opencl-icd ocl-icd-libopencl1 >/dev/null; \
+	    fi; } || echo "Could not install PoCL: the tests for OpenCL are skipped." >&2
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ class RefusalError(Exception):
     """The engine declined the model in an orderly way."""
 
 
-def run_graphopt(model: onnx.ModelProto, feeds: Feeds) -> list[Any]:
+def run_graphopt(model: onnx.ModelProto, feeds: Feeds, target: str = "cpu") -> list[Any]:
     """Compile and run with graphopt; a RefusalError where it gives a reason."""
     import graphopt
 
     try:
-        compiled = graphopt.compile(model, threads=1)
+        compiled = graphopt.compile(model, target, threads=1)
         results = compiled.run(feeds)
     except graphopt.GraphoptError as error:
         if error.stage == "internal":
@@ -133,6 +134,7 @@ _KNOWN_OPSETS = (26, 25, 24, 23, 22, 21, 20, 18, 16, 13)
 
 ENGINES: dict[str, Engine] = {
     "graphopt": run_graphopt,
+    "graphopt-opencl": partial(run_graphopt, target="opencl"),
     "onnxruntime": run_onnxruntime,
     "onnxruntime-restamped": run_restamped,
 }

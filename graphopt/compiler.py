@@ -64,6 +64,15 @@ class CutModel:
     report: Report
 
 
+@dataclass(frozen=True)
+class BuiltChoice:
+    """A program of chosen kernels; module and needs as for Program."""
+
+    emitted: Emitted
+    module: Any
+    needs: DeviceNeeds | None
+
+
 Preparation: TypeAlias = Callable[
     [OnnxModel, Mapping[str, tuple[int, ...]], Mapping[str, Array]], OnnxModel
 ]
@@ -200,10 +209,10 @@ def _jobs(config: CompileConfig, machine_code: bool) -> KernelJobs | DeviceJobs:
 
 def compile_choice(
     problem: Problem, chosen: Mapping[int, Offer], config: CompileConfig, pool: WeightPool
-) -> tuple[Emitted, Any]:
-    """The plan and module of a posed problem with one offer for each group: for the tuner."""
-    lowered, _, module, _ = _built(problem, chosen, config, pool, False, _Stages())
-    return lowered.emitted, module
+) -> BuiltChoice:
+    """A posed problem with one offer for each group, built in memory: for the tuner."""
+    lowered, _, module, needs = _built(problem, chosen, config, pool, False, _Stages())
+    return BuiltChoice(lowered.emitted, module, needs)
 
 
 def c_control(plan: Plan, config: CompileConfig, symbols: Mapping[str, str]) -> bytes:

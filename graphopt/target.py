@@ -92,7 +92,7 @@ class TargetSpec:
         """
         kind, _, cpu = _SHORT.get(text.strip(), text.strip()).partition(":")
         if kind in DEVICES:
-            return replace(_host("cpu"), name=text.strip(), device=find_device(text.strip()))
+            return TargetSpec.for_device(text.strip(), find_device(text.strip()))
         if kind not in ("cpu", *TRIPLES):
             raise _unknown_target(text, kind)
         arch = host_arch() if kind == "cpu" else kind
@@ -117,6 +117,11 @@ class TargetSpec:
         features = llvm_features(arch, cpu, ()).intersection(FLAGS[arch])
         l1, l2 = default_caches(cpu)
         return TargetSpec(text.strip(), arch, cpu, (), features, l1, l2)
+
+    @staticmethod
+    def for_device(name: str, device: Device) -> TargetSpec:
+        """The target `name`: a device that is known, and this machine's processor."""
+        return replace(_host("cpu"), name=name, device=device)
 
     @property
     def triple(self) -> str:

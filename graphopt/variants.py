@@ -15,12 +15,15 @@ import numpy as np
 from graphopt.codegen.linker import find_linker
 from graphopt.codegen.plan import Plan
 from graphopt.codegen.remote import Footprint, flat_inputs, remote_library
-from graphopt.compiler import compile_choice, lower_chosen
+from graphopt.compiler import BuiltChoice, compile_choice, lower_chosen
 from graphopt.config import CompileConfig
 from graphopt.errors import TuningError
 from graphopt.lowering.emit import Emitted
 from graphopt.lowering.lower import Problem
 from graphopt.lowering.weights import WeightPool
+from graphopt.runtime.device import open_device
+from graphopt.runtime.device_memory import largest_piece
+from graphopt.runtime.device_session import DeviceSession
 from graphopt.runtime.session import Session
 from graphopt.samples import random_inputs
 from graphopt.tuning.finals import Profiler, Times, Variant
@@ -51,16 +54,26 @@ def _here(
     pool = WeightPool()  # shared: most variants pack most weights alike
     compiled = [compile_choice(problem, variant, config, pool) for variant in variants]
     weights = pool.block()
-    sessions = [Session(emitted.plan, module, weights) for emitted, module in compiled]
+    sessions = [_session(choice, weights) for choice in compiled]
     inputs = _inputs(sessions[0].plan)
     times = take_turns([partial(_seconds, session, inputs) for session in sessions])
     for session in sessions:
-        session.close()
-    found = [_by_group(each, turns) for (each, _), turns in zip(compiled, times, strict=True)]
+        if isinstance(session, Session):
+            session.close()
+    found = [
+        _by_group(choice.emitted, turns) for choice, turns in zip(compiled, times, strict=True)
+    ]
     return found, 0.5 * (before + server.reference_seconds())
 
 
-def _seconds(session: Session, inputs: Mapping[str, Array], repeats: int) -> list[float]:
+def _session(choice: BuiltChoice, weights: Array) -> Session | DeviceSession:
+    plan = choice.emitted.plan
+    if choice.needs is None:
+        return Session(plan, choice.module, weights)
+    return DeviceSession(plan, choice.module, weights, open_device(choice.needs, largest_piece(plan)))
+
+
+def _seconds(session: Session | DeviceSession, inputs: Mapping[str, Array], repeats: int) -> list[float]:
     return [row.seconds for row in session.profile(inputs, repeats).rows]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from tvm import tirx
+import tvm_ffi
+from tvm import ir, tirx
 
 from graphopt.codegen.device_kernel import DeviceKernel
 from graphopt.codegen.device_needs import OPENCL, DeviceNeeds
@@ -43,12 +44,21 @@ def _local_bytes_and_types(body: Any) -> tuple[int, set[str]]:
     sizes: list[int] = []
     types: set[str] = set()
 
-    def visit(node: Any) -> None:
-        if isinstance(node, tirx.AllocBuffer):
-            if node.buffer.scope().startswith("shared"):
-                sizes.append(nbytes(node.buffer))
-        elif isinstance(node, (tirx.BufferLoad, tirx.Cast, tirx.FloatImm)):
-            types.add(str(node.ty.dtype).split("x")[0])
+    def allocated(node: Any) -> None:
+        if node.buffer.scope().startswith("shared"):
+            sizes.append(nbytes(node.buffer))
 
-    tirx.stmt_functor.post_order_visit(body, visit)
+    def computed(node: Any) -> None:
+        types.add(str(node.ty.dtype).split("x")[0])
+
+    def stored(node: Any) -> None:
+        computed(node.value)
+
+    visits = [
+        (tirx.AllocBuffer, allocated),
+        (ir.TensorLoad, computed),
+        (tirx.Cast, computed),
+        (tirx.BufferStore, stored),
+    ]
+    tvm_ffi.structural_walk(body, visits)
     return sum(sizes), types

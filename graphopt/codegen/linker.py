@@ -87,8 +87,8 @@ def find_compiler(
     """
     env = os.environ if environment is None else environment
     variable, native, triple = VARIABLES[language], arch == host_arch(), f"{arch}-linux-gnu"
+    names: tuple[str, ...] = COMPILERS[language]
     if native:
-        names = COMPILERS[language]
         command = find_native(env, language)
         if command is not None:
             return command
@@ -128,9 +128,9 @@ def shared_library(objects: Sequence[bytes], linker: Linker, section: bytes = b"
             for path, code in zip(paths, objects, strict=True):
                 path.write_bytes(code)
             if section:
-                code, source = Path(folder, "device.bin"), Path(folder, "device.s")
-                code.write_bytes(section)
-                source.write_text(assembly(str(code)))
+                data, source = Path(folder, "device.bin"), Path(folder, "device.s")
+                data.write_bytes(section)
+                source.write_text(assembly(str(data)))
                 paths = (*paths, source)
             visible = Path(folder, "program.map")
             visible.write_text(_VISIBLE)

@@ -62,6 +62,12 @@ class Device:
         device = Target(spec)
         return DeviceTarget(device, host, name, self.architectures, limits, self.alignment)
 
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> Device:
+        """The device of which dataclasses.asdict() gave these, also after a trip through JSON."""
+        given = {**fields, "gpu": GpuTraits(**fields["gpu"])}
+        return Device(**{**given, "architectures": tuple(fields["architectures"])})
+
     def traits(self) -> TargetTraits:
         """What schedules need to know of it."""
         return TargetTraits(

@@ -181,6 +181,7 @@ class Server:
             "input": their_requests,
             "output": their_answers,
             "target": self._target.name,
+            "device": None if self._target.device is None else asdict(self._target.device),
             "threads": self._threads,
             "driver": os.getpid(),
             "fleet": None if self._fleet is None else str(self._fleet),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from graphopt.codegen.kernel import Kernel
 from graphopt.codegen.linker import find_linker
 from graphopt.codegen.remote import remote_library
 from graphopt.target import TargetSpec
@@ -61,7 +62,7 @@ class Machine:
     def yardstick(self) -> Single:
         """The program of the reference kernel."""
         found = offers(YARDSTICK, self.traits)
-        candidate = next(each for each in found if each.name == "matmul.gemm")
+        candidate = next((each for each in found if each.name == "matmul.gemm"), found[0])
         return self._single(YARDSTICK, candidate, make_inputs(YARDSTICK))
 
     def load(self, single: Single) -> Loaded:
@@ -70,6 +71,7 @@ class Machine:
 
     def library(self, single: Single) -> bytes:
         """The program for another process, see codegen/remote.py."""
+        assert isinstance(single.kernel, Kernel), "devices have no remote programs"
         kernels = {"kernel": single.kernel}
         arch = self.spec.arch
         return remote_library(single.plan, kernels, self._target, arch, find_linker(arch))
@@ -80,6 +82,8 @@ class Machine:
 
     @property
     def _target(self) -> Any:
+        if self.spec.device is not None:
+            return self.spec.device_target()
         return self.spec.tvm_target(self.threads)
 
     def _single(self, workload: Workload, candidate: Candidate, arrays: list[Array]) -> Single:

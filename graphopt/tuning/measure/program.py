@@ -13,6 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from graphopt.codegen import device_program
+from graphopt.codegen.device_demands import demands
+from graphopt.codegen.device_kernel import DeviceKernel, device_kernel
+from graphopt.codegen.device_program import DeviceTarget
 from graphopt.codegen.executable import build
 from graphopt.codegen.kernel import Kernel, lower, to_kernel
 from graphopt.codegen.plan import Buffer, Call, Plan, TensorSpec
@@ -20,6 +24,9 @@ from graphopt.lowering.kernels import scheduled
 from graphopt.lowering.memory import align
 from graphopt.lowering.prices import is_serial
 from graphopt.lowering.weights import aligned_empty, blocked
+from graphopt.runtime.device import open_device
+from graphopt.runtime.device_memory import largest_piece
+from graphopt.runtime.device_session import DeviceSession
 from graphopt.runtime.session import Session
 from schedules.interface import Candidate, Layout, Packing, TargetTraits, TensorSig, Workload
 
@@ -39,7 +46,7 @@ class Single:
     """
 
     plan: Plan
-    kernel: Kernel
+    kernel: Kernel | DeviceKernel
     inputs: Mapping[str, Array]
     piece: Array
     copies: int
@@ -69,7 +76,7 @@ class Loaded:
     """A program in this process."""
 
     single: Single
-    session: Session
+    session: Session | DeviceSession
 
     @property
     def copies(self) -> int:
@@ -94,8 +101,16 @@ def make_single(
     traits: TargetTraits,
     target: Any,
 ) -> Single:
-    """The candidate's program for logical input `arrays`."""
-    kernel = to_kernel(lower(scheduled(candidate), target))
+    """The candidate's program for logical input `arrays`.
+
+    Args:
+        target: a tvm Target of kind llvm, or the DeviceTarget of a device.
+    """
+    kernel: Kernel | DeviceKernel
+    if isinstance(target, DeviceTarget):
+        kernel = device_kernel(scheduled(candidate), target.device, target.limits)
+    else:
+        kernel = to_kernel(lower(scheduled(candidate), target))
     packed = [
         _packed(array, layout) for array, layout in zip(arrays, candidate.layouts, strict=True)
     ]
@@ -120,9 +135,19 @@ def load(single: Single, target: Any, arch: str) -> Loaded:
     """Build the program and load it, machine code included."""
     weights = aligned_empty(single.plan.weight_bytes)
     weights.reshape(single.copies, -1)[...] = single.piece
+    if isinstance(single.kernel, DeviceKernel):
+        return Loaded(single, on_device(single.plan, {"kernel": single.kernel}, target, weights))
     module = build(single.plan, {"kernel": single.kernel}, target, arch)
     module["run"]  # makes the machine code
     return Loaded(single, Session(single.plan, module, weights))
+
+
+def on_device(
+    plan: Plan, kernels: Mapping[str, DeviceKernel], target: DeviceTarget, weights: Array
+) -> DeviceSession:
+    """A session of these kernels on a device of this machine."""
+    device = open_device(demands(kernels, target), largest_piece(plan))
+    return DeviceSession(plan, device_program.build(plan, kernels, target), weights, device)
 
 
 def unblocked(array: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
@@ -138,7 +163,7 @@ def unblocked(array: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
 def _plan(
     workload: Workload,
     candidate: Candidate,
-    kernel: Kernel,
+    kernel: Kernel | DeviceKernel,
     packed: list[Array],
     copies: int,
     traits: TargetTraits,
@@ -162,7 +187,8 @@ def _plan(
     arguments.append(len(buffers) - 1)
     arena = 0
     for workspace in kernel.workspaces:
-        nbytes = align(workspace.nbytes * (1 if workspace.shared or serial else traits.threads))
+        size = workspace.nbytes * (1 if workspace.shared or serial else traits.threads)
+        nbytes = align(size, traits.alignment)
         buffers.append(Buffer("arena", arena, nbytes))
         arguments.append(len(buffers) - 1)
         arena += nbytes

@@ -18,7 +18,7 @@ from schedules.interface import (
     TensorSig,
     Workload,
 )
-from schedules.registry import FAMILIES
+from schedules.registry import families
 
 LIMIT = 5e-5
 """A kernel may differ by so much from the reference, relative to its largest value."""
@@ -84,7 +84,7 @@ def _computed(
 
 def offers(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """All candidates for a workload, those that keep to IEEE arithmetic first."""
-    found = [c for family in FAMILIES for c in family(workload, traits)]
+    found = [c for family in families(traits) for c in family(workload, traits)]
     return tuple(sorted(found, key=lambda candidate: candidate.numerics))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.target import TargetSpec
+from graphopt.targets.devices import Device
 from graphopt.tuning.codec import workload_from_json
 from graphopt.tuning.measure.child import Child, Job, Wait, die_with_parent, ready
 from graphopt.tuning.measure.fleet import AbsentError, Fleet
@@ -116,21 +117,30 @@ class Server:
         return self._place.job(self._tasks[trial["task"]], trial)
 
 
+def _target(given: dict[str, Any]) -> TargetSpec:
+    """The target, without a look for its device: drivers start threads, which no child would have.
+    """
+    if given["device"] is None:
+        return TargetSpec.parse(given["target"])
+    return TargetSpec.for_device(given["target"], Device.from_dict(given["device"]))
+
+
 def main() -> None:
     """Serve until the driver closes its end.
 
-    The argument is an object: input and output (descriptors), target, threads, driver (its
-    process), fleet (null where kernels run here) and limits.
+    The argument is an object: input and output (descriptors), target, device (null for a
+    processor), threads, driver (its process), fleet (null where kernels run here) and limits.
     """
     given = json.loads(sys.argv[1])
     die_with_parent(given["driver"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what a Ctrl-C means
-    machine = Machine(TargetSpec.parse(given["target"]), given["threads"])
+    machine = Machine(_target(given), given["threads"])
     limits = Limits(**given["limits"])
     place: Here | There = Here(machine, limits)
     host = machine
     if given["fleet"] is not None:
         place = There(machine, limits, Fleet.parse(given["fleet"]))
+    if given["fleet"] is not None or given["device"] is not None:
         host = Machine(TargetSpec.parse("cpu"), len(os.sched_getaffinity(0)))
     server = Server(place, host, limits, given["output"])
     with contextlib.suppress(ClosedError):
