@@ -85,9 +85,15 @@ def check_options(target: TargetSpec, name: str, weights: str) -> Toolchain:
     """The C compiler, if the other options are right; to be called before any work.
 
     Raises:
-        OptionError: `name` or `weights` is no valid choice.
+        OptionError: `name` or `weights` is no valid choice, or the target is a device.
         CompileError: there is no C compiler for the target.
     """
+    if target.device is not None:
+        raise OptionError(
+            "options",
+            f"a C library runs on processors only, and the target is '{target.name}'.",
+            hint="compile for 'cpu', or save a .gopt.",
+        )
     library_name(name)
     if weights not in WEIGHTS:
         raise OptionError(
