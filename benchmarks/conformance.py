@@ -284,7 +284,9 @@ def summary(results: Sequence[Result]) -> str:
 def main() -> int:
     """Run, print, and exit with 1 if graphopt was wrong, crashed or hung anywhere."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", action="append", choices=list(ENGINES), help="default: all but OpenCL")
+    parser.add_argument(
+        "--engine", action="append", choices=list(ENGINES), help="default: all but OpenCL"
+    )
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     parser.add_argument("--part", type=int, default=1, help="every n-th case of each family")
     parser.add_argument("--jobs", type=int, default=2)

@@ -70,10 +70,14 @@ def _session(choice: BuiltChoice, weights: Array) -> Session | DeviceSession:
     plan = choice.emitted.plan
     if choice.needs is None:
         return Session(plan, choice.module, weights)
-    return DeviceSession(plan, choice.module, weights, open_device(choice.needs, largest_piece(plan)))
+    return DeviceSession(
+        plan, choice.module, weights, open_device(choice.needs, largest_piece(plan))
+    )
 
 
-def _seconds(session: Session | DeviceSession, inputs: Mapping[str, Array], repeats: int) -> list[float]:
+def _seconds(
+    session: Session | DeviceSession, inputs: Mapping[str, Array], repeats: int
+) -> list[float]:
     return [row.seconds for row in session.profile(inputs, repeats).rows]
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's driver and runtime: what GPUs there are, and TVM's CUDA runtime on top; without `tvm`."""
+"""NVIDIA's driver and runtime: what GPUs there are, TVM's CUDA runtime on top; without `tvm`."""
 
 from __future__ import annotations
 

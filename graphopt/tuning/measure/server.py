@@ -118,8 +118,7 @@ class Server:
 
 
 def _target(given: dict[str, Any]) -> TargetSpec:
-    """The target, without a look for its device: drivers start threads, which no child would have.
-    """
+    """The target, without a look for its device: drivers start threads, which no child has."""
     if given["device"] is None:
         return TargetSpec.parse(given["target"])
     return TargetSpec.for_device(given["target"], Device.from_dict(given["device"]))

@@ -1,4 +1,4 @@
-"""Whole models as CUDA programs: they match ONNX Runtime, in every order of threads, without races."""
+"""Whole models as CUDA programs match ONNX Runtime, in every order of threads, without races."""
 
 from __future__ import annotations
 
@@ -176,5 +176,8 @@ def test_models_of_the_benchmark(gpu: Gpu, name: str) -> None:
 
     path = Path(__file__).parents[3] / "benchmarks" / "models" / f"{name}.onnx"
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feeds = {i.name: draw(*[d if isinstance(d, int) else 1 for d in i.shape]) for i in session.get_inputs()}
+    feeds = {
+        i.name: draw(*[d if isinstance(d, int) else 1 for d in i.shape])
+        for i in session.get_inputs()
+    }
     check(gpu, path.read_bytes(), feeds, 1e-4, orders=1)

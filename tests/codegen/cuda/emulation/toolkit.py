@@ -38,8 +38,10 @@ def install(folder: Path) -> None:
     linked = f"-L{library}", "-l:libcuda.so.1", f"-Wl,--version-script={versions}"
     _build([str(HERE / "runtime.cc")], library / "libcudart.so.13", "-O1", *linked)
     nvcc = programs / "nvcc"
-    nvcc.write_text(f"#!{sys.executable} -ES\nimport sys\nsys.path.insert(0, {str(HERE)!r})\n"
-                    "import toolkit\ntoolkit.main(sys.argv[1:])\n")
+    nvcc.write_text(
+        f"#!{sys.executable} -ES\nimport sys\nsys.path.insert(0, {str(HERE)!r})\n"
+        "import toolkit\ntoolkit.main(sys.argv[1:])\n"
+    )
     nvcc.chmod(0o755)
 
 
@@ -104,7 +106,7 @@ def for_cpu(source: str) -> str:
     return "\n".join((source, _DESCRIPTION, *descriptions, ""))
 
 
-# The linker defines the bounds of a section and of the library; none is there without shared memory.
+# The linker defines the bounds of a section and of the library; without shared memory none.
 _DESCRIPTION = """
 extern "C" {
 extern __attribute__((weak, visibility("hidden"))) unsigned char
