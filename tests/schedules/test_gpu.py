@@ -1,0 +1,185 @@
+"""Kernels for devices on PoCL: all regimes of threads against ONNX Runtime, and their launches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper, parser
+
+import graphopt
+from graphopt.codegen.device_kernel import LaunchLimits, device_kernel
+from graphopt.lowering.kernels import scheduled
+from graphopt.target import TargetSpec
+from schedules.gpu_tiles import Product, default_tiling
+from schedules.interface import GpuTraits, Op, TargetTraits, TensorSig, Workload
+from schedules.registry import families
+
+Array = np.ndarray[Any, Any]
+
+# What threads are on the device: iterations of loops, threads, or few of them with little memory.
+REGIMES = {
+    "loops": GpuTraits(max_threads=256, units=2, loops=True, fp64=True),
+    "threads": GpuTraits(max_threads=256, units=2, warp=32, fp64=True),
+    "small": GpuTraits(max_threads=64, shared_bytes=16 << 10, units=2, fp64=True),
+}
+
+MODELS = {
+    "products": """
+        float[5,13,37] x, float[2,3,19,16] q, float[2,3,23,16] k, float[2,3,23,11] v
+        => float[5,13,29] y, float[2,3,19,11] z, float[2,1,19,23] c, float[5,13,41] t
+        | float[37,29] w, float[41,37] u
+        | y0 = MatMul(x, w) y = Relu(y0)
+          kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) p = Softmax<axis=-1>(s)
+          z = MatMul(p, v) c0 = ReduceSum(s, one) c = Tanh(c0)
+          ut = Transpose<perm=[1,0]>(u) t = MatMul(x, ut)
+        """,
+    "convolutions": """
+        float[2,8,15,13] x, float[1,6,31] l
+        => float[2,12,15,13] a, float[2,10,7,6] b, float[2,8,15,13] d, float[2,6,29,25] e,
+           float[1,9,31] f
+        | float[12,8,3,3] w1, float[10,4,5,3] w2, float[8,1,3,3] w3, float[8,6,3,3] w4,
+          float[9,6,5] w5
+        | a = Conv<pads=[1,1,1,1]>(x, w1)
+          b = Conv<pads=[1,0,1,1],strides=[2,2],group=2>(x, w2)
+          d0 = Conv<pads=[2,2,2,2],dilations=[2,2],group=8>(x, w3) d = Add(d0, x)
+          e = ConvTranspose<pads=[1,1,1,1],strides=[2,2]>(x, w4)
+          f = Conv<pads=[2,2]>(l, w5)
+        """,
+    "rows": """
+        float[3,5,137] x, float[137] g, float[137] h
+        => float[3,5,137] a, float[3,5,137] b, float[3,1,137] c, float[1,5,1] d, float[137,3,5] e,
+           float[3,5,137] f, float[3,5,137] i
+        |
+        | a = Softmax<axis=1>(x) b = LogSoftmax<axis=2>(x) c = ReduceMax<axes=[1]>(x)
+          d = ReduceMean<axes=[0,2]>(x) e = Transpose<perm=[2,0,1]>(x)
+          f = LayerNormalization<axis=-1>(x, g, h) i0 = Erf(x) i1 = Exp(i0) i = Mul(i1, x)
+        """,
+    "others": """
+        float[2,4,15,13] x, float[3,57] r, float[7,2,9] s
+        => float[2,4,8,7] a, float[2,4,30,26] b, float[3,5] c, int64[3,5] d, float[3,57] e,
+           float[2,5,15,13] f, int64[3] i, float[7,1,2,10] j
+        | float[1,40,9] w, float[1,40,10] u, float[2,1,15,13] o
+        | a = MaxPool<kernel_shape=[3,3],pads=[1,1,1,1],strides=[2,2]>(x)
+          b = Resize<mode="linear">(x, none, twice) c, d = TopK(r, five) e = CumSum(r, axis)
+          f = Concat<axis=1>(x, o) i = ArgMax<axis=1,keepdims=0>(r)
+          j = LSTM<hidden_size=10>(s, w, u)
+        """,
+}
+CONSTANTS = {
+    "one": np.array([1], np.int64),
+    "none": np.zeros(0, np.float32),
+    "twice": np.array([1, 1, 2, 2], np.float32),
+    "five": np.array([5], np.int64),
+    "axis": np.array(1, np.int64),
+}
+
+
+def model_of(text: str) -> onnx.ModelProto:
+    """Inputs and outputs | weights | nodes, with random weights of the graph's own names."""
+    signature, weights, nodes = text.split("|")
+    inputs, outputs = signature.split("=>")
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => ({outputs}) {{ {nodes} }}'
+    )
+    rng = np.random.default_rng(1)
+    if weights.strip():
+        extra = parser.parse_graph(f"g ({weights}) => () {{ }}")
+        for value in extra.input:
+            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            array = rng.standard_normal(shape).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(array, value.name))
+    used = {name for node in model.graph.node for name in node.input}
+    for name, array in CONSTANTS.items():
+        if name in used:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
+
+
+def target_of(gpu: GpuTraits) -> TargetSpec:
+    """This machine's OpenCL device with other traits."""
+    spec = TargetSpec.parse("opencl")
+    assert spec.device is not None
+    vector = spec.device.vector_bytes if gpu.loops else 16
+    return replace(spec, device=replace(spec.device, gpu=gpu, vector_bytes=vector))
+
+
+def feeds_of(model: onnx.ModelProto) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    return {
+        value.name: rng.standard_normal(
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        ).astype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        for value in model.graph.input
+    }
+
+
+def reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, feeds), strict=True))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_right_in_every_regime(opencl: Any, name: str, regime: str) -> None:
+    model = model_of(MODELS[name])
+    feeds = feeds_of(model)
+    compiled = graphopt.compile(model, target=target_of(REGIMES[regime]), tuning_log=())
+    found, expected = compiled.run(feeds), reference(model, feeds)
+    for output, value in expected.items():
+        scale = float(np.max(np.abs(value))) or 1.0
+        error = np.max(np.abs(found[output].astype(np.float64) - value)) / scale
+        assert error <= 1e-5, (output, error)
+
+
+def matmul(rows: int, depth: int, columns: int) -> Workload:
+    a, b = TensorSig((rows, depth)), TensorSig((depth, columns))
+    op = Op("matmul", (a, b), TensorSig((rows, columns)), (("transpose_b", False),), (False, True))
+    return Workload(op)
+
+
+def traits_of(gpu: GpuTraits) -> TargetTraits:
+    return TargetTraits("opencl", 64 if gpu.loops else 16, 32, gpu=gpu)
+
+
+def launches(workload: Workload, gpu: GpuTraits) -> list[dict[str, int]]:
+    """Blocks and threads of the first candidate's launches."""
+    import tvm
+
+    traits = traits_of(gpu)
+    candidate = next(c for family in families(traits) for c in family(workload, traits))
+    target = tvm.target.Target({"kind": "opencl"})
+    kernel = device_kernel(scheduled(candidate), target, LaunchLimits(gpu.max_threads))
+    return [dict(launch.extents) for launch in kernel.launches]
+
+
+@pytest.mark.parametrize(
+    ("regime", "expected"),
+    [
+        ("loops", [{"blockIdx.x": 128, "threadIdx.x": 1}]),
+        ("threads", [{"blockIdx.x": 8, "threadIdx.x": 256}]),
+        ("small", [{"blockIdx.x": 32, "threadIdx.x": 64}]),
+    ],
+)
+def test_launches_of_a_product(regime: str, expected: list[dict[str, int]]) -> None:
+    assert launches(matmul(256, 128, 512), REGIMES[regime]) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2, 32, 64, 96, 256, 1024])
+@pytest.mark.parametrize("shared", [1 << 10, 16 << 10, 48 << 10])
+@pytest.mark.parametrize("sides", [(1, 1000, 64), (7, 5, 3), (512, 512, 512)])
+def test_tiles_stay_within_the_limits(
+    threads: int, shared: int, sides: tuple[int, int, int]
+) -> None:
+    rows, columns, steps = sides
+    gpu = GpuTraits(max_threads=threads, shared_bytes=shared, units=16)
+    tiling = default_tiling(Product(1, rows, columns, steps, "float32"), traits_of(gpu))
+    assert tiling.threads <= threads
+    assert 4 * tiling.depth * (tiling.width + tiling.height) <= shared or tiling.depth == 1
