@@ -85,6 +85,9 @@ def test_an_installed_wheel_compiles(
     for package in ("graphopt", "schedules"):
         ours = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")}
         assert ours <= shipped
+    plugin = ROOT / "graphopt" / "runtime" / "opencl"
+    for source in (*plugin.glob("*.cc"), *plugin.glob("*.h")):
+        assert (packages / source.relative_to(ROOT)).is_file()
 
     onnx.save(tiny_cnn, tmp_path / "model.onnx")
     done = call(python, "-c", SCRIPT, "model.onnx", folder=tmp_path)

@@ -119,16 +119,24 @@ def test_calls_are_timed_by_the_device(new_session: Callable[..., DeviceSession]
 def test_a_fork_is_refused(new_session: Callable[..., DeviceSession]) -> None:
     session = new_session()
     session.run(toy_inputs(1))
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            session.run(toy_inputs(1))
-        except DeviceError as error:
-            code = 0 if "fork" in str(error) else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def again() -> None:
+        session.run(toy_inputs(1))
+
+    def anew() -> None:
+        new_session()
+
+    for attempt in (again, anew):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                attempt()
+            except DeviceError as error:
+                code = 0 if "fork" in str(error) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
 #include <tvm/runtime/device_api.h>
+#include <unistd.h>
 
 #include <memory>
 #include <mutex>
@@ -111,6 +112,10 @@ class DeviceTable {
   }
   int64_t Count() const { return static_cast<int64_t>(devices_.size()); }
   OpenclDevice& At(int64_t index) const {
+    // Drivers have threads, which a forked process lacks: it would wait for them for ever.
+    if (getpid() != process_) {
+      TVM_FFI_THROW(RuntimeError) << "OpenCL was started before this process was forked";
+    }
     if (index < 0 || index >= Count()) {
       TVM_FFI_THROW(RuntimeError) << "there is no OpenCL device number " << index << "; found: "
                                   << Count();
@@ -146,6 +151,7 @@ class DeviceTable {
     if (devices_.empty()) missing_ = "the installed OpenCL drivers offer no device";
   }
 
+  const pid_t process_ = getpid();
   std::vector<std::unique_ptr<OpenclDevice>> devices_;
   std::string missing_;
 };
