@@ -16,7 +16,7 @@ order of the reduction's steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tvm import tirx
@@ -96,6 +96,9 @@ class Tiling:
 
 
 _DEPTH = 16
+_THREADS = 256
+_LANES = 4
+_ITEM = 8  # bytes of the widest sums
 _LOOP_DEPTH = 128
 _LOOP_ROWS = 96
 
@@ -106,30 +109,39 @@ def default_tiling(product: Product, traits: TargetTraits) -> Tiling:
     gpu = traits.gpu
     if gpu.loops:
         return _loop_tiling(product, traits)
-    tall = vectors = 1
-    lanes = 4
-    across = down = 8 if gpu.max_threads < 256 else 16
-    while across * down > gpu.max_threads:
-        across, down = (across // 2, down) if across > down else (across, down // 2)
-    if down > 1 and product.rows <= 8:
-        down, across = max(1, down // 4), min(across * 4, gpu.max_threads)
-    blocks = 2 * gpu.units
-    tall = 4
-    for wider in (2,):
-        room = product.groups * _ceil(product.columns, across * wider * lanes)
-        if room * _ceil(product.rows, down * tall) >= blocks:
-            vectors = wider
-    if (
-        product.groups
-        * _ceil(product.columns, across * vectors * lanes)
-        * _ceil(product.rows, down * 8)
-        >= blocks
-    ):
-        tall = 8
-    tiling = Tiling(across, down, vectors, lanes, tall, 1, min(_DEPTH, product.steps))
-    while _shared_bytes(tiling) > gpu.shared_bytes:
-        tiling = Tiling(across, down, vectors, lanes, tall, 1, max(1, tiling.depth // 2))
+    threads = 1 << (min(gpu.max_threads, _THREADS).bit_length() - 1)
+    down = 1 << (threads.bit_length() // 2)
+    if product.rows <= 8:
+        down = min(down, 4)
+    down = min(down, threads)
+    tiling = Tiling(threads // down, down, 1, _LANES, 4, 1, min(_DEPTH, product.steps))
+    for wider in (replace(tiling, vectors=2), replace(tiling, vectors=2, tall=8)):
+        if _blocks(product, wider) >= 2 * gpu.units:
+            tiling = wider
+    while shared_bytes(tiling) > gpu.shared_bytes:
+        smaller = _smaller(tiling)
+        if smaller == tiling:
+            raise ValueError(f"{gpu.shared_bytes} bytes of shared memory are too few for a product")
+        tiling = smaller
     return tiling
+
+
+def _smaller(tiling: Tiling) -> Tiling:
+    """A tiling that needs less shared memory; the same if there is none."""
+    if tiling.depth > 4:
+        return replace(tiling, depth=tiling.depth // 2)
+    if tiling.tall > 1:
+        return replace(tiling, tall=tiling.tall // 2, vectors=1)
+    if tiling.threads > 1:
+        side = "across" if tiling.across >= tiling.down else "down"
+        return replace(tiling, **{side: getattr(tiling, side) // 2})
+    return replace(tiling, depth=1)
+
+
+def _blocks(product: Product, tiling: Tiling) -> int:
+    """Blocks that a product is cut into."""
+    across = _ceil(product.columns, tiling.width)
+    return product.groups * across * _ceil(product.rows, tiling.height)
 
 
 def _loop_tiling(product: Product, traits: TargetTraits) -> Tiling:
@@ -146,8 +158,9 @@ def _loop_tiling(product: Product, traits: TargetTraits) -> Tiling:
     return Tiling(1, 1, vectors, lanes, tall, turns, min(_LOOP_DEPTH, product.steps))
 
 
-def _shared_bytes(tiling: Tiling) -> int:
-    return 4 * tiling.depth * (tiling.width + tiling.height)
+def shared_bytes(tiling: Tiling) -> int:
+    """Of a block's pieces of both operands."""
+    return _ITEM * tiling.depth * (tiling.width + tiling.height)
 
 
 def _ceil(a: int, b: int) -> int:
