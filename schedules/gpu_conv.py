@@ -24,7 +24,7 @@ from tvm import tirx
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gpu_threads import registers
-from schedules.gpu_tiles import Product, Tiles, Tiling, default_tiling
+from schedules.gpu_tiles import Product, Tiles, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,
@@ -134,7 +134,13 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     shape = Shape.of(workload)
     product = shape.product(ACCUMULATORS[op.output.dtype])
-    tiling = default_tiling(product, traits)
+    return (tuned_over(product, traits, partial(_candidate, workload, shape, product, traits)),)
+
+
+def _candidate(
+    workload: Workload, shape: Shape, product: Product, traits: TargetTraits, tiling: Tiling
+) -> Candidate:
+    op = workload.op
     weights: Layout | Packing = PLAIN
     if op.constant[1]:
         weights = RowBlocks(tiling.row_block, shape.groups, shape.transposed)
@@ -142,15 +148,13 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     moved = float(sum(sig.nbytes for sig in workload.inputs) + workload.output.nbytes)
     # Tiles of few rows are mostly gathering.
     share = 0.5 * min(1.0, shape.filters / 16)
-    return (
-        Candidate(
-            name=f"gpu.{op.kind}.implicit_gemm",
-            layouts=(PLAIN, weights, *operands),
-            output=PLAIN,
-            cost=Cost(product.flops, moved, share),
-            compute=partial(_compute, workload, shape, product, tiling, weights, traits),
-            schedule=nest.as_written,
-        ),
+    return Candidate(
+        name=f"gpu.{op.kind}.implicit_gemm",
+        layouts=(PLAIN, weights, *operands),
+        output=PLAIN,
+        cost=Cost(product.flops, moved, share),
+        compute=partial(_compute, workload, shape, product, tiling, weights, traits),
+        schedule=nest.as_written,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gpu_conv import ACCUMULATORS
-from schedules.gpu_tiles import Product, Tiles, Tiling, default_tiling
+from schedules.gpu_tiles import Product, Tiles, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,
@@ -83,21 +83,25 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
         return ()
     dtype = ACCUMULATORS[op.output.dtype]
     product = Product(prod(problem.batch), problem.rows, problem.columns, problem.depth, dtype)
-    tiling = default_tiling(product, traits)
+    return (tuned_over(product, traits, partial(_candidate, workload, product, traits)),)
+
+
+def _candidate(
+    workload: Workload, product: Product, traits: TargetTraits, tiling: Tiling
+) -> Candidate:
+    op = workload.op
     b: Layout | Packing = PLAIN
     if op.constant[1]:
         b = Panels(tiling.width, bool(op.attr("transpose_b")))
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     moved = float(sum(sig.nbytes for sig in workload.inputs) + workload.output.nbytes)
-    return (
-        Candidate(
-            name="gpu.matmul",
-            layouts=(PLAIN, b, *operands),
-            output=PLAIN,
-            cost=Cost(product.flops, moved, 0.5),
-            compute=partial(_compute, workload, product, tiling, b, traits),
-            schedule=nest.as_written,
-        ),
+    return Candidate(
+        name="gpu.matmul",
+        layouts=(PLAIN, b, *operands),
+        output=PLAIN,
+        cost=Cost(product.flops, moved, 0.5),
+        compute=partial(_compute, workload, product, tiling, b, traits),
+        schedule=nest.as_written,
     )
 
 

@@ -15,7 +15,7 @@ order of the reduction's steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,8 +23,9 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.gpu_threads import barrier, grid, registers, shared
-from schedules.interface import PrimExpr, TargetTraits
+from schedules.interface import Candidate, Knob, PrimExpr, TargetTraits
 from schedules.nest import Buffer, Stmt
+from schedules.space import tunable
 
 
 class Operand(Protocol):
@@ -99,6 +100,22 @@ _DEPTH = 16
 _THREADS = 256
 _LANES = 4
 _ITEM = 8  # bytes of the widest sums
+_KNOBS = (
+    ("across", (4, 8, 16, 32)),
+    ("down", (1, 2, 4, 8, 16, 32)),
+    ("vectors", (1, 2, 4)),
+    ("tall", (1, 2, 4, 8)),
+    ("turns", (1,)),
+    ("depth", (4, 8, 16, 32)),
+)
+_LOOP_KNOBS = (
+    ("across", (1,)),
+    ("down", (1,)),
+    ("vectors", (1, 2, 3, 4)),
+    ("tall", (1, 2, 3, 4, 6, 8, 10, 12, 14)),
+    ("turns", (1, 2, 4, 8, 12, 16)),
+    ("depth", (32, 64, 128, 256, 512)),
+)
 _LOOP_DEPTH = 128
 _LOOP_ROWS = 96
 
@@ -142,6 +159,32 @@ def _blocks(product: Product, tiling: Tiling) -> int:
     """Blocks that a product is cut into."""
     across = _ceil(product.columns, tiling.width)
     return product.groups * across * _ceil(product.rows, tiling.height)
+
+
+def tuned_over(
+    product: Product, traits: TargetTraits, make: Callable[[Tiling], Candidate]
+) -> Candidate:
+    """make(tiling) of the default tiling, open to all others that the device allows."""
+    default = default_tiling(product, traits)
+    gpu = traits.gpu
+    assert gpu is not None
+    values = _LOOP_KNOBS if gpu.loops else _KNOBS
+
+    def decided(chosen: Mapping[str, int]) -> Candidate | None:
+        tiling = Tiling(lanes=default.lanes, **chosen)
+        fits = tiling.threads <= gpu.max_threads and (
+            gpu.loops or shared_bytes(tiling) <= gpu.shared_bytes
+        )
+        # Sums of one thread in more than its registers, or most of them outside the product.
+        sums = tiling.vectors * tiling.lanes * tiling.tall
+        crowded = sums > (64 if not gpu.loops else 28 * tiling.lanes)
+        wasteful = tiling.width >= 2 * max(product.columns, default.width)
+        if tiling != default and (not fits or crowded or wasteful):
+            return None
+        return make(tiling)
+
+    knobs = [Knob(name, found) for name, found in values]
+    return tunable(knobs, {name: getattr(default, name) for name, _ in values}, decided)
 
 
 def _loop_tiling(product: Product, traits: TargetTraits) -> Tiling:

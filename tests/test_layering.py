@@ -47,6 +47,7 @@ STAGES: dict[str, set[str]] = {
         "graphopt.runtime",
         "graphopt.artifact.atomic",
         "graphopt.target",
+        "graphopt.targets",
         "schedules",
     },
 }
