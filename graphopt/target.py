@@ -92,7 +92,8 @@ class TargetSpec:
         """
         kind, _, cpu = _SHORT.get(text.strip(), text.strip()).partition(":")
         if kind in DEVICES:
-            return TargetSpec.for_device(text.strip(), find_device(text.strip()))
+            device = find_device(text.strip(), _host("cpu").vector_bytes)
+            return TargetSpec.for_device(text.strip(), device)
         if kind not in ("cpu", *TRIPLES):
             raise _unknown_target(text, kind)
         arch = host_arch() if kind == "cpu" else kind

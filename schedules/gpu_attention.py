@@ -14,8 +14,10 @@ from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gpu_conv import ACCUMULATORS
 from schedules.gpu_matmul import Side
+from schedules.gpu_products import product_nest
 from schedules.gpu_rows import softmax_rows
-from schedules.gpu_tiles import Product, Tiles, default_tiling
+from schedules.gpu_tiles import Finish, Tiles
+from schedules.gpu_tilings import Product, default_tiling
 from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Buffer, Stmt
 from schedules.scalar_values import cast
@@ -104,9 +106,11 @@ def _compute(workload: Workload, traits: TargetTraits) -> PrimFunc:
         done = apply_epilogue(workload, cast(value, op.output.dtype), readers, PLAIN, at)
         return nest.write(result, done, *at)
 
-    def tiles(product: Product, left: Side, right: Side, transposed: bool) -> Tiles:
+    def multiply(
+        product: Product, left: Side, right: Side, transposed: bool, store: Finish
+    ) -> Stmt:
         assert traits.gpu is not None
-        return Tiles(
+        tiles = Tiles(
             product,
             default_tiling(product, traits),
             left,
@@ -115,15 +119,15 @@ def _compute(workload: Workload, traits: TargetTraits) -> PrimFunc:
             right_packed=False,
             left_steps_first=True,
             right_steps_first=transposed,
-            loops=traits.gpu.loops,
         )
+        return product_nest(tiles, traits.gpu.loops, store)
 
     weights = Side(lambda group, step, line: nest.read(scores, group, line, step))
     body = nest.sequence(
         nest.allocate(scores),
-        tiles(first, operand(0, True), operand(1, True), True).nest(score),
+        multiply(first, operand(0, True), operand(1, True), True, score),
         softmax_rows(scores, traits.gpu),
-        tiles(second, weights, operand(2, False), False).nest(finish),
+        multiply(second, weights, operand(2, False), False, finish),
     )
     parameters: list[Buffer] = [*inputs, *operands, result]
     return nest.function(parameters, body)

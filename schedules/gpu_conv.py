@@ -23,8 +23,10 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
+from schedules.gpu_products import product_nest
 from schedules.gpu_threads import registers
-from schedules.gpu_tiles import Product, Tiles, Tiling, tuned_over
+from schedules.gpu_tiles import Tiles
+from schedules.gpu_tilings import Product, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,
@@ -265,6 +267,7 @@ def _compute(
     packing: Layout | Packing,
     traits: TargetTraits,
 ) -> PrimFunc:
+    assert traits.gpu is not None
     op = workload.op
     x = nest.buffer(op.inputs[0].shape, op.inputs[0].dtype, "image")
     packed = isinstance(packing, RowBlocks)
@@ -284,7 +287,6 @@ def _compute(
         right_packed=False,
         left_steps_first=not packed,
         right_steps_first=False,
-        loops=traits.gpu is not None and traits.gpu.loops,
     )
 
     def finish(value: PrimExpr, group: PrimExpr, row: PrimExpr, column: PrimExpr) -> Stmt:
@@ -294,4 +296,4 @@ def _compute(
         done = apply_epilogue(workload, cast(value, op.output.dtype), readers, PLAIN, index)
         return nest.write(result, done, *index)
 
-    return nest.function([x, w, *operands, result], tiles.nest(finish))
+    return nest.function([x, w, *operands, result], product_nest(tiles, traits.gpu.loops, finish))

@@ -17,7 +17,9 @@ import numpy as np
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gpu_conv import ACCUMULATORS
-from schedules.gpu_tiles import Product, Tiles, Tiling, tuned_over
+from schedules.gpu_products import product_nest
+from schedules.gpu_tiles import Tiles
+from schedules.gpu_tilings import Product, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,
@@ -112,6 +114,7 @@ def _compute(
     packing: Layout | Packing,
     traits: TargetTraits,
 ) -> PrimFunc:
+    assert traits.gpu is not None
     op = workload.op
     problem = problem_of(workload)
     packed = isinstance(packing, Panels)
@@ -152,7 +155,6 @@ def _compute(
         right_packed=packed,
         left_steps_first=True,
         right_steps_first=bool(op.attr("transpose_b")) and not packed,
-        loops=traits.gpu is not None and traits.gpu.loops,
     )
 
     def finish(value: PrimExpr, group: PrimExpr, row: PrimExpr, column: PrimExpr) -> Stmt:
@@ -161,4 +163,4 @@ def _compute(
         done = apply_epilogue(workload, cast(value, op.output.dtype), readers, PLAIN, index)
         return nest.write(result, done, *index)
 
-    return nest.function([a, b, *operands, result], tiles.nest(finish))
+    return nest.function([a, b, *operands, result], product_nest(tiles, traits.gpu.loops, finish))

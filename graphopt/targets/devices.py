@@ -86,13 +86,21 @@ class Device:
         return f"opencl-{name}-u{self.gpu.units}-g{self.gpu.max_threads}"
 
 
-def find_device(text: str) -> Device:
-    """The device named `text`; OptionError or DeviceError if there is none."""
+def find_device(text: str, vector_bytes: int) -> Device:
+    """The device named `text`.
+
+    Args:
+        vector_bytes: width of this machine's vector registers, for a device that is its processor.
+    Raises:
+        OptionError, DeviceError: there is none.
+    """
     kind, _, name = text.partition(":")
-    return _opencl(text, name.strip()) if kind == OPENCL else _cuda(text, name.strip())
+    if kind == OPENCL:
+        return _opencl(text, name.strip(), vector_bytes)
+    return _cuda(text, name.strip())
 
 
-def _opencl(text: str, name: str) -> Device:
+def _opencl(text: str, name: str, vector_bytes: int) -> Device:
     # Only now: it loads the OpenCL runtime.
     from graphopt.runtime.opencl.devices import require_devices
 
@@ -108,8 +116,7 @@ def _opencl(text: str, name: str) -> Device:
             fp16=each.fp16,
             fp64=each.fp64,
         )
-        # On a CPU vectors are those of its registers; on a GPU a thread reads so much at once.
-        vector = 64 if gpu.loops else 16
+        vector = vector_bytes if gpu.loops else 16
         alignment = lcm(64, each.base_align_bytes)
         return Device(OPENCL, each.name, each.index, (), gpu, vector, alignment)
     raise OptionError(

@@ -1,0 +1,13 @@
+"""The kernel of a matrix product on any device."""
+
+from __future__ import annotations
+
+from schedules.gpu_block_nest import BlockNest
+from schedules.gpu_loop_nest import LoopNest
+from schedules.gpu_tiles import Finish, Tiles
+from schedules.nest import Stmt
+
+
+def product_nest(tiles: Tiles, loops: bool, finish: Finish) -> Stmt:
+    """The nest of a product; `loops` as in GpuTraits."""
+    return LoopNest(tiles).nest(finish) if loops else BlockNest(tiles).nest(finish)
