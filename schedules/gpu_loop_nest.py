@@ -27,7 +27,8 @@ class LoopNest:
         t, dtype = self.t, tiles.product.dtype
         self.right = registers((t.depth, t.width), dtype, "right_piece")
         self.sums = registers((t.height, t.width), dtype, "sums")
-        self.tile = registers((t.tall, t.width), dtype, "tile")
+        # Vectors as such: as parts of an array they would not stay in registers.
+        self.tile = registers((t.tall, t.vectors), f"{dtype}x{t.lanes}", "tile")
 
     def nest(self, finish: Finish) -> Stmt:
         """The whole kernel."""
@@ -112,35 +113,60 @@ class LoopNest:
         t, product = self.t, self.product
         top = turn * t.tall
 
-        def rows(body: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
-            return nest.unrolled(t.tall, lambda i: self._vectors(lambda j: body(i, j)))
+        def each(body: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+            return nest.unrolled(t.tall, lambda i: nest.unrolled(t.vectors, lambda v: body(i, v)))
+
+        def sums(i: PrimExpr, v: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
+            return top + i, tirx.Ramp(v * t.lanes, nest.integer(1), t.lanes)
 
         def multiply(k: PrimExpr) -> Stmt:
-            def b(j: PrimExpr) -> PrimExpr:
-                if not self.tiles.right_packed:
-                    return nest.read(self.right, k, j)
-                return self.tiles.right.value(group, start + k, column + j, j)
+            right = [self._right(group, start + k, k, column, v) for v in range(t.vectors)]
+            names = [tirx.Var(f"right{v}", value.ty) for v, value in enumerate(right)]
+            bound = [tirx.Bind(name, value) for name, value in zip(names, right, strict=True)]
 
-            def a(i: PrimExpr) -> PrimExpr:
+            def row_of(i: int) -> Stmt:
                 m = row + top + i
                 if not self.tiles.left_packed:
                     m = tirx.min(m, product.rows - 1)
-                value = self.tiles.left.value(group, start + k, m, nest.integer(0))
-                return (
-                    value
-                    if str(value.ty.dtype) == product.dtype
-                    else tirx.Cast(product.dtype, value)
+                a = self.tiles.left.value(group, start + k, m, nest.integer(0))
+                a = tirx.Broadcast(self._number(a), t.lanes)
+                return nest.sequence(
+                    *[
+                        nest.write(self.tile, nest.read(self.tile, i, v) + a * names[v], i, v)
+                        for v in range(t.vectors)
+                    ]
                 )
 
-            return rows(
-                lambda i, j: nest.write(self.tile, nest.read(self.tile, i, j) + a(i) * b(j), i, j)
-            )
+            return nest.sequence(*bound, *[row_of(i) for i in range(t.tall)])
 
         work = nest.sequence(
-            rows(lambda i, j: nest.write(self.tile, nest.read(self.sums, top + i, j), i, j)),
+            each(lambda i, v: nest.write(self.tile, nest.read(self.sums, *sums(i, v)), i, v)),
             nest.serial(depth, multiply, "k"),
-            rows(lambda i, j: nest.write(self.sums, nest.read(self.tile, i, j), top + i, j)),
+            each(lambda i, v: nest.write(self.sums, nest.read(self.tile, i, v), *sums(i, v))),
         )
         if product.rows % t.height:
             work = tirx.IfThenElse(row + top < product.rows, work, None)
         return work
+
+    def _number(self, value: PrimExpr) -> PrimExpr:
+        dtype = self.product.dtype
+        return value if str(value.ty.dtype) == dtype else tirx.Cast(dtype, value)
+
+    def _right(
+        self, group: PrimExpr, step: PrimExpr, k: PrimExpr, column: PrimExpr, v: int
+    ) -> PrimExpr:
+        """Vector `v` of the right operand at `step`, which is step `k` of the gathered piece."""
+        lanes = self.t.lanes
+        if self.tiles.right_packed:
+            first = self.tiles.right.value(group, step, column + v * lanes, nest.integer(0))
+        else:
+            first = nest.read(self.right, k, v * lanes)
+        own = str(first.ty.dtype)
+        # Devices of this kind speak OpenCL, whose vload needs no aligned address.
+        zero = nest.integer(0)
+        read = tirx.call_pure_extern(
+            f"{own}x{lanes}", f"vload{lanes}", zero, tirx.address_of(first)
+        )
+        return (
+            read if own == self.product.dtype else tirx.Cast(f"{self.product.dtype}x{lanes}", read)
+        )

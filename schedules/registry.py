@@ -29,6 +29,7 @@ from schedules import (
     gemv,
     gpu_attention,
     gpu_conv,
+    gpu_conv_lines,
     gpu_direct,
     gpu_matmul,
     gpu_norm,
@@ -160,6 +161,7 @@ _LOOPS: tuple[Family, ...] = (
 GPU_FAMILIES: tuple[Family, ...] = (
     gpu_direct.candidates,
     gpu_conv.candidates,
+    gpu_conv_lines.candidates,
     gpu_matmul.candidates,
     gpu_attention.candidates,
     gpu_softmax.candidates,
