@@ -41,7 +41,11 @@ from schedules.interface import (
 from schedules.nest import Buffer, Stmt
 from schedules.scalar_values import cast
 
-ACCUMULATORS = {"float16": "float32", "float32": "float32", "float64": "float64", "int32": "int32"}
+ACCUMULATORS = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    **{dtype: dtype for dtype in ("float32", "float64", "int32", "int64", "uint32", "uint64")},
+}
 """The type of the sums for each type of results."""
 
 

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
@@ -32,7 +33,7 @@ from schedules.interface import (
     Workload,
 )
 from schedules.nest import Stmt
-from schedules.product import aligned, problem_of
+from schedules.product import PRODUCTS, aligned, problem_of, zeros_of
 from schedules.scalar_values import cast
 
 
@@ -78,7 +79,7 @@ class Side:
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """One candidate, whatever the operands: with packed columns where b is constant."""
     op = workload.op
-    if op.kind != "matmul" or op.output.dtype not in ACCUMULATORS:
+    if op.kind not in PRODUCTS or op.output.dtype not in ACCUMULATORS:
         return ()
     problem = problem_of(workload)
     if not problem.depth or not op.output.elements:
@@ -93,12 +94,12 @@ def _candidate(
 ) -> Candidate:
     op = workload.op
     b: Layout | Packing = PLAIN
-    if op.constant[1]:
+    if op.constant[1] and op.kind == "matmul":
         b = Panels(tiling.width, bool(op.attr("transpose_b")))
     operands = operand_layouts(workload.epilogue, workload.output, PLAIN)
     moved = float(sum(sig.nbytes for sig in workload.inputs) + workload.output.nbytes)
     return Candidate(
-        name="gpu.matmul",
+        name=f"gpu.{op.kind}",
         layouts=(PLAIN, b, *operands),
         output=PLAIN,
         cost=Cost(product.flops, moved, 0.5),
@@ -131,16 +132,22 @@ def _compute(
             return nest.unflatten(row, op.output.shape[:-1])
         return (*nest.unflatten(group, problem.batch), row)
 
+    zeros = zeros_of(op)
+
+    def less(value: PrimExpr, zero: int) -> PrimExpr:
+        return cast(value, product.dtype) - tirx.const(zero, product.dtype) if zero else value
+
     def left(group: PrimExpr, step: PrimExpr, row: PrimExpr) -> PrimExpr:
         if not problem.batch:
-            return nest.read(a, *nest.unflatten(row, op.inputs[0].shape[:-1]), step)
-        return nest.read(a, *aligned(place(group, row)[:-1], op.inputs[0].shape[:-2]), row, step)
+            return less(nest.read(a, *nest.unflatten(row, op.inputs[0].shape[:-1]), step), zeros[0])
+        batch = aligned(place(group, row)[:-1], op.inputs[0].shape[:-2])
+        return less(nest.read(a, *batch, row, step), zeros[0])
 
     def right(group: PrimExpr, step: PrimExpr, column: PrimExpr) -> PrimExpr:
         batch = aligned(place(group, nest.integer(0))[:-1], shape[:-2])
         if not packed:
             inner = (column, step) if op.attr("transpose_b") else (step, column)
-            return nest.read(b, *batch, *inner)
+            return less(nest.read(b, *batch, *inner), zeros[1])
         flat: PrimExpr = nest.integer(0)
         for index, extent in zip(batch, shape[:-2], strict=True):
             flat = flat * extent + index

@@ -34,8 +34,8 @@ MODELS = {
         => float[5,13,29] y, float[2,3,19,11] z, float[2,1,19,23] c, float[5,13,41] t
         | float[37,29] w, float[41,37] u
         | y0 = MatMul(x, w) y = Relu(y0)
-          kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) p = Softmax<axis=-1>(s)
-          z = MatMul(p, v) c0 = ReduceSum(s, one) c = Tanh(c0)
+          kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) prob = Softmax<axis=-1>(s)
+          z = MatMul(prob, v) c0 = ReduceSum(s, one) c = Tanh(c0)
           ut = Transpose<perm=[1,0]>(u) t = MatMul(x, ut)
         """,
     "convolutions": """
@@ -70,7 +70,23 @@ MODELS = {
           j = LSTM<hidden_size=10>(s, w, u)
         """,
 }
+BYTES = """
+        uint8[3,17,21] x, uint8[3,21,13] z, float[1,8,9,7] f
+        => int32[3,17,13] a, int32[3,17,19] b, float[1,12,9,7] c, uint8[3,17,13] d
+        | int8[21,19] w, float[12,8,3,3] v
+        | a = MatMulInteger(x, z, p, q) b = MatMulInteger(x, w, p)
+          g0 = QuantizeLinear(f, fine, p) g = DequantizeLinear(g0, fine, p)
+          h0 = QuantizeLinear(v, finer, n) h = DequantizeLinear(h0, finer, n)
+          c = Conv<pads=[1,1,1,1]>(g, h)
+          i = DequantizeLinear(x, fine, p) j = DequantizeLinear(z, fine, q) k = MatMul(i, j)
+          d = QuantizeLinear(k, fine, p)
+        """
 CONSTANTS = {
+    "p": np.array(128, np.uint8),
+    "q": np.array(3, np.uint8),
+    "n": np.array(0, np.int8),
+    "fine": np.array(0.05, np.float32),
+    "finer": np.array(0.02, np.float32),
     "one": np.array([1], np.int64),
     "none": np.zeros(0, np.float32),
     "twice": np.array([1, 1, 2, 2], np.float32),
@@ -91,7 +107,7 @@ def model_of(text: str) -> onnx.ModelProto:
         extra = parser.parse_graph(f"g ({weights}) => () {{ }}")
         for value in extra.input:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            array = rng.standard_normal(shape).astype(np.float32)
+            array = drawn(rng, shape, value.type.tensor_type.elem_type)
             model.graph.initializer.append(numpy_helper.from_array(array, value.name))
     used = {name for node in model.graph.node for name in node.input}
     for name, array in CONSTANTS.items():
@@ -108,14 +124,22 @@ def target_of(gpu: GpuTraits) -> TargetSpec:
     return replace(spec, device=replace(spec.device, gpu=gpu, vector_bytes=vector))
 
 
+def drawn(rng: np.random.Generator, shape: list[int], element: int) -> Array:
+    """Standard-normal floats, or integers over the whole range of a byte."""
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    if np.dtype(dtype).kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+
+
 def feeds_of(model: onnx.ModelProto) -> dict[str, Array]:
     rng = np.random.default_rng(0)
-    return {
-        value.name: rng.standard_normal(
-            [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        ).astype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
-        for value in model.graph.input
-    }
+    found = {}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        found[value.name] = drawn(rng, [dim.dim_value for dim in kind.shape.dim], kind.elem_type)
+    return found
 
 
 def reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -137,6 +161,21 @@ def test_models_are_right_in_every_regime(opencl: Any, name: str, regime: str) -
         scale = float(np.max(np.abs(value))) or 1.0
         error = np.max(np.abs(found[output].astype(np.float64) - value)) / scale
         assert error <= 1e-5, (output, error)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_bytes_are_computed_as_integers(opencl: Any, regime: str) -> None:
+    model = model_of(BYTES)
+    feeds = feeds_of(model)
+    compiled = graphopt.compile(model, target=target_of(REGIMES[regime]), tuning_log=())
+    names = {call.candidate for call in compiled.report.calls}
+    assert {"gpu.matmul", "gpu.matmul_offset"} <= names
+    assert names & {"gpu.conv_integer.lines", "gpu.conv_integer.implicit_gemm"}
+    found, expected = compiled.run(feeds), reference(model, feeds)
+    for output in "abd":
+        np.testing.assert_array_equal(found[output], expected[output])
+    scale = np.max(np.abs(expected["c"]))
+    assert np.max(np.abs(found["c"] - expected["c"])) <= 1e-5 * scale
 
 
 def matmul(rows: int, depth: int, columns: int) -> Workload:
