@@ -74,17 +74,17 @@ BYTES = """
         uint8[3,17,21] x, uint8[3,21,13] z, float[1,8,9,7] f
         => int32[3,17,13] a, int32[3,17,19] b, float[1,12,9,7] c, uint8[3,17,13] d
         | int8[21,19] w, float[12,8,3,3] v
-        | a = MatMulInteger(x, z, p, q) b = MatMulInteger(x, w, p)
-          g0 = QuantizeLinear(f, fine, p) g = DequantizeLinear(g0, fine, p)
-          h0 = QuantizeLinear(v, finer, n) h = DequantizeLinear(h0, finer, n)
+        | a = MatMulInteger(x, z, middle, three) b = MatMulInteger(x, w, middle)
+          g0 = QuantizeLinear(f, fine, middle) g = DequantizeLinear(g0, fine, middle)
+          h0 = QuantizeLinear(v, finer, nil) h = DequantizeLinear(h0, finer, nil)
           c = Conv<pads=[1,1,1,1]>(g, h)
-          i = DequantizeLinear(x, fine, p) j = DequantizeLinear(z, fine, q) k = MatMul(i, j)
-          d = QuantizeLinear(k, fine, p)
+          i = DequantizeLinear(x, fine, middle) j = DequantizeLinear(z, fine, three) k = MatMul(i, j)
+          d = QuantizeLinear(k, fine, middle)
         """
 CONSTANTS = {
-    "p": np.array(128, np.uint8),
-    "q": np.array(3, np.uint8),
-    "n": np.array(0, np.int8),
+    "middle": np.array(128, np.uint8),
+    "three": np.array(3, np.uint8),
+    "nil": np.array(0, np.int8),
     "fine": np.array(0.05, np.float32),
     "finer": np.array(0.02, np.float32),
     "one": np.array([1], np.int64),
