@@ -78,7 +78,8 @@ BYTES = """
           g0 = QuantizeLinear(f, fine, middle) g = DequantizeLinear(g0, fine, middle)
           h0 = QuantizeLinear(v, finer, nil) h = DequantizeLinear(h0, finer, nil)
           c = Conv<pads=[1,1,1,1]>(g, h)
-          i = DequantizeLinear(x, fine, middle) j = DequantizeLinear(z, fine, three) k = MatMul(i, j)
+          i = DequantizeLinear(x, fine, middle) j = DequantizeLinear(z, fine, three)
+          k = MatMul(i, j)
           d = QuantizeLinear(k, fine, middle)
         """
 CONSTANTS = {
