@@ -1,6 +1,7 @@
 # Everything sets itself up: a Debian with Python 3.10 to 3.13, make, git and a C++ compiler will do.
 #   make demo       compile a pretrained text recogniser, run it in a new process, compare it
 #   make test       the test suite                make test-slow   the tests that take minutes
+#   make test-gpu   the tests of CUDA programs, on this machine's GPU in place of an emulated one
 #   make lint       ruff and mypy                 make bench       latency beside other engines
 #   make conformance   the ONNX backend suite, beside ONNX Runtime
 #   make fuzz       damaged models, beside ONNX Runtime
@@ -12,7 +13,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench conformance fuzz setup cross-tools opencl clean
+.PHONY: demo test test-slow test-gpu lint format bench conformance fuzz setup cross-tools opencl clean
 
 demo: setup
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
@@ -22,6 +23,9 @@ test: setup cross-tools opencl
 
 test-slow: setup cross-tools opencl
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: setup
+	@GRAPHOPT_TEST_GPU=1 $(BIN)/python -m pytest -rs tests/codegen/cuda $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

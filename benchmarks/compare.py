@@ -3,6 +3,7 @@
     python benchmarks/compare.py --no-records
     python benchmarks/compare.py --models resnet18 ppocr_rec --json out.json
     python benchmarks/compare.py path/to/model.onnx --shape x=1,3,224,224
+    python benchmarks/compare.py --target cuda
 
 Every engine has a process of its own and they take turns on the same inputs; the figure is the
 median of paired ratios. Exit status: 0 if every row is good, 1 if one failed, 2 for wrong usage.
@@ -71,9 +72,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="INPUT=D,D,…",
         help="shape of an input of the given paths",
     )
-    parser.add_argument("--vs", default="onnxruntime,openvino", help="peers (default: %(default)s)")
     parser.add_argument(
-        "--beside", default="", help="engines that are measured too, but may fail: ncnn,mnn"
+        "--target", default="cpu", help="what graphopt compiles for: cpu, cuda, opencl, …"
+    )
+    parser.add_argument(
+        "--vs", help="peers (default: onnxruntime,openvino; onnxruntime-cuda on CUDA)"
+    )
+    parser.add_argument(
+        "--beside",
+        help="engines that are measured too, but may fail: ncnn,mnn (default: none; tensorrt on "
+        "CUDA)",
     )
     parser.add_argument("--subject", default="graphopt", help="the engine that is judged")
     parser.add_argument("--threads", type=int, default=None, help="default: physical cores")
@@ -84,7 +92,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     logs.add_argument("--tuning-log", help="records to use before the shipped ones")
     logs.add_argument("--no-records", action="store_true", help="untuned: use no records at all")
     parser.add_argument("--json", type=Path, help="also write everything measured to this file")
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    cuda = found.target.partition(":")[0] == "cuda"
+    if found.vs is None:
+        found.vs = "onnxruntime-cuda" if cuda else "onnxruntime,openvino"
+    if found.beside is None:
+        found.beside = "tensorrt" if cuda else ""
+    return found
 
 
 def cases(arguments: argparse.Namespace, folder: Path, console: Console) -> Iterator[Case]:
@@ -134,7 +148,7 @@ def main() -> int:
                         threads=threads,
                         rounds=arguments.rounds,
                         turn_seconds=arguments.turn,
-                        options=CompileOptions(tuning_log=tuning_log),
+                        options=CompileOptions(arguments.target, tuning_log),
                         subject=arguments.subject,
                         name=case.name,
                         progress=lambda stage: status.update(f"{case.name}: {stage}"),  # noqa: B023

@@ -48,8 +48,8 @@ class BlockNest:
         t = self.t
         x, y = thread % t.across, thread // t.across
         zero = tirx.const(0, self.product.dtype)
-        left = _Loader(self.tiles, False, self.left, t.height, self.tiles.left_steps_first, thread)
-        right = _Loader(self.tiles, True, self.right, t.width, self.tiles.right_steps_first, thread)
+        left = Loader(self.tiles, False, self.left, t.height, self.tiles.left_steps_first, thread)
+        right = Loader(self.tiles, True, self.right, t.width, self.tiles.right_steps_first, thread)
 
         def piece(number: PrimExpr) -> Stmt:
             step = number * t.depth
@@ -64,7 +64,7 @@ class BlockNest:
         def store(i: PrimExpr, v: PrimExpr, lane: PrimExpr) -> Stmt:
             m, n = row + y * t.tall + i, column + (v * t.across + x) * t.lanes + lane
             stored = finish(nest.read(self.sums, i, v, lane), group, m, n)
-            return self._inside(m, n, stored)
+            return inside(self.tiles, m, n, stored)
 
         return nest.sequence(
             nest.allocate(self.left, self.right, self.sums),
@@ -74,16 +74,6 @@ class BlockNest:
             nest.serial(ceildiv(self.product.steps, t.depth), piece, "piece"),
             self._each(store),
         )
-
-    def _inside(self, m: PrimExpr, n: PrimExpr, stored: Stmt) -> Stmt:
-        tests = []
-        if self.product.rows % self.t.height:
-            tests.append(m < self.product.rows)
-        if self.product.columns % self.t.width:
-            tests.append(n < self.product.columns)
-        for test in tests:
-            stored = tirx.IfThenElse(test, stored, None)
-        return stored
 
     def _each(self, body: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt]) -> Stmt:
         t = self.t
@@ -105,7 +95,19 @@ class BlockNest:
         return self._each(add)
 
 
-class _Loader:
+def inside(tiles: Tiles, row: PrimExpr, column: PrimExpr, stored: Stmt) -> Stmt:
+    """`stored` where the product has that sum."""
+    tests = []
+    if tiles.product.rows % tiles.tiling.height:
+        tests.append(row < tiles.product.rows)
+    if tiles.product.columns % tiles.tiling.width:
+        tests.append(column < tiles.product.columns)
+    for test in tests:
+        stored = tirx.IfThenElse(test, stored, None)
+    return stored
+
+
+class Loader:
     """Brings pieces of one operand to shared memory, `size` lines at a time."""
 
     def __init__(

@@ -23,7 +23,7 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu_products import product_nest
+from schedules.gpu_products import Multiply, product_nest
 from schedules.gpu_threads import registers
 from schedules.gpu_tiles import Tiles
 from schedules.gpu_tilings import Product, Tiling, tuned_over
@@ -133,20 +133,32 @@ class RowBlocks:
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """One candidate for convolutions that have more than one filter or channel per group."""
+    product = product_of(workload)
+    if product is None:
+        return ()
+    return (tuned_over(product, traits, partial(tiled, workload, product, traits)),)
+
+
+def product_of(workload: Workload) -> Product | None:
+    """The product that a convolution is; None if it is not one."""
     op = workload.op
     if op.kind not in ("conv2d", "conv2d_transpose", "conv_integer"):
-        return ()
+        return None
     if op.output.dtype not in ACCUMULATORS or not op.output.elements or not op.inputs[0].elements:
-        return ()
-    shape = Shape.of(workload)
-    product = shape.product(ACCUMULATORS[op.output.dtype])
-    return (tuned_over(product, traits, partial(_candidate, workload, shape, product, traits)),)
+        return None
+    return Shape.of(workload).product(ACCUMULATORS[op.output.dtype])
 
 
-def _candidate(
-    workload: Workload, shape: Shape, product: Product, traits: TargetTraits, tiling: Tiling
+def tiled(
+    workload: Workload,
+    product: Product,
+    traits: TargetTraits,
+    tiling: Tiling,
+    multiply: Multiply = product_nest,
 ) -> Candidate:
-    op = workload.op
+    """The candidate for a tiling, whose kernel `multiply` makes; product.dtype is the type in which
+    it gets operands."""
+    op, shape = workload.op, Shape.of(workload)
     weights: Layout | Packing = PLAIN
     if op.constant[1]:
         weights = RowBlocks(tiling.row_block, shape.groups, shape.transposed)
@@ -159,7 +171,7 @@ def _candidate(
         layouts=(PLAIN, weights, *operands),
         output=PLAIN,
         cost=Cost(product.flops, moved, share),
-        compute=partial(_compute, workload, shape, product, tiling, weights, traits),
+        compute=partial(_compute, workload, shape, product, tiling, weights, traits, multiply),
         schedule=nest.as_written,
     )
 
@@ -270,6 +282,7 @@ def _compute(
     tiling: Tiling,
     packing: Layout | Packing,
     traits: TargetTraits,
+    multiply: Multiply,
 ) -> PrimFunc:
     assert traits.gpu is not None
     op = workload.op
@@ -300,4 +313,4 @@ def _compute(
         done = apply_epilogue(workload, cast(value, op.output.dtype), readers, PLAIN, index)
         return nest.write(result, done, *index)
 
-    return nest.function([x, w, *operands, result], product_nest(tiles, traits.gpu.loops, finish))
+    return nest.function([x, w, *operands, result], multiply(tiles, traits.gpu.loops, finish))

@@ -18,7 +18,7 @@ from tvm import tirx
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gpu_conv import ACCUMULATORS
-from schedules.gpu_products import product_nest
+from schedules.gpu_products import Multiply, product_nest
 from schedules.gpu_tiles import Tiles
 from schedules.gpu_tilings import Product, Tiling, tuned_over
 from schedules.interface import (
@@ -78,20 +78,33 @@ class Side:
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """One candidate, whatever the operands: with packed columns where b is constant."""
+    product = product_of(workload)
+    if product is None:
+        return ()
+    return (tuned_over(product, traits, partial(tiled, workload, product, traits)),)
+
+
+def product_of(workload: Workload) -> Product | None:
+    """The product of a matmul; None if it is not one."""
     op = workload.op
     if op.kind not in PRODUCTS or op.output.dtype not in ACCUMULATORS:
-        return ()
+        return None
     problem = problem_of(workload)
     if not problem.depth or not op.output.elements:
-        return ()
+        return None
     dtype = ACCUMULATORS[op.output.dtype]
-    product = Product(prod(problem.batch), problem.rows, problem.columns, problem.depth, dtype)
-    return (tuned_over(product, traits, partial(_candidate, workload, product, traits)),)
+    return Product(prod(problem.batch), problem.rows, problem.columns, problem.depth, dtype)
 
 
-def _candidate(
-    workload: Workload, product: Product, traits: TargetTraits, tiling: Tiling
+def tiled(
+    workload: Workload,
+    product: Product,
+    traits: TargetTraits,
+    tiling: Tiling,
+    multiply: Multiply = product_nest,
 ) -> Candidate:
+    """The candidate for a tiling, whose kernel `multiply` makes; product.dtype is the type in which
+    it gets operands."""
     op = workload.op
     b: Layout | Packing = PLAIN
     if op.constant[1] and op.kind == "matmul":
@@ -103,7 +116,7 @@ def _candidate(
         layouts=(PLAIN, b, *operands),
         output=PLAIN,
         cost=Cost(product.flops, moved, 0.5),
-        compute=partial(_compute, workload, product, tiling, b, traits),
+        compute=partial(_compute, workload, product, tiling, b, traits, multiply),
         schedule=nest.as_written,
     )
 
@@ -114,6 +127,7 @@ def _compute(
     tiling: Tiling,
     packing: Layout | Packing,
     traits: TargetTraits,
+    multiply: Multiply,
 ) -> PrimFunc:
     assert traits.gpu is not None
     op = workload.op
@@ -170,4 +184,4 @@ def _compute(
         done = apply_epilogue(workload, cast(value, op.output.dtype), readers, PLAIN, index)
         return nest.write(result, done, *index)
 
-    return nest.function([a, b, *operands, result], product_nest(tiles, traits.gpu.loops, finish))
+    return nest.function([a, b, *operands, result], multiply(tiles, traits.gpu.loops, finish))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from schedules.gpu_block_nest import BlockNest
 from schedules.gpu_loop_nest import LoopNest
 from schedules.gpu_tiles import Finish, Tiles
@@ -11,3 +13,7 @@ from schedules.nest import Stmt
 def product_nest(tiles: Tiles, loops: bool, finish: Finish) -> Stmt:
     """The nest of a product; `loops` as in GpuTraits."""
     return LoopNest(tiles).nest(finish) if loops else BlockNest(tiles).nest(finish)
+
+
+Multiply = Callable[[Tiles, bool, Finish], Stmt]
+"""Makes the kernel of a product: product_nest, or what computes it in another way."""

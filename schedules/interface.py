@@ -167,6 +167,7 @@ class GpuTraits:
             is a CPU runs them: few threads that do much each, and few barriers, are fastest there.
         fp16, fp64: whether there is arithmetic of these types.
         dp4a: whether four products of bytes are one instruction.
+        tensor_cores: whether warps multiply matrices of halves (CUDA's warp matrix functions).
     """
 
     max_threads: int = 256
@@ -178,6 +179,7 @@ class GpuTraits:
     fp16: bool = False
     fp64: bool = False
     dp4a: bool = False
+    tensor_cores: bool = False
 
 
 @dataclass(frozen=True)

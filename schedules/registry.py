@@ -35,6 +35,7 @@ from schedules import (
     gpu_norm,
     gpu_reduce,
     gpu_softmax,
+    gpu_tensor_cores,
     gpu_transpose,
     linear_attention,
     lookup,
@@ -159,6 +160,7 @@ _LOOPS: tuple[Family, ...] = (
 """Families for CPUs whose kernels devices can run, too."""
 
 GPU_FAMILIES: tuple[Family, ...] = (
+    gpu_tensor_cores.candidates,
     gpu_direct.candidates,
     gpu_conv.candidates,
     gpu_conv_lines.candidates,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -391,6 +392,32 @@ def test_compare_script_measures_the_catalogue(tmp_path: Path) -> None:
     stored = json.loads(out.read_text())
     assert [entry["model"] for entry in stored["rows"]] == ["bilstm"]
     assert stored["rows"][0]["subject"]["errors"]["y"] < 1e-4
+
+
+def test_compare_script_has_peers_for_each_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import compare
+
+    def peers(*words: str) -> tuple[str, str, str]:
+        found = compare.parse_arguments(list(words))
+        return found.target, found.vs, found.beside
+
+    assert peers() == ("cpu", "onnxruntime,openvino", "")
+    assert peers("--target", "cuda") == ("cuda", "onnxruntime-cuda", "tensorrt")
+    assert peers("--target", "cuda:sm_80", "--vs", "", "--beside", "onnxruntime")[1:] == (
+        "",
+        "onnxruntime",
+    )
+
+
+def test_gpu_engines_say_that_there_is_no_gpu(tiny_cnn: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(tiny_cnn, path)
+    engines = ("onnxruntime-cuda", "tensorrt")
+    row = bench(path, subject="onnxruntime", vs=(), beside=engines, threads=1, rounds=1)
+    providers = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in providers:
+        assert all("cannot use" in str(engine.failure) for engine in row.beside)
 
 
 def test_roofline_measures_the_machine_and_places_kernels(

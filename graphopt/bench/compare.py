@@ -34,7 +34,7 @@ PEER_TOLERANCE = 1e-2  # a peer further off than this computes something else
 _PROBE_ROUNDS = 3
 _MAX_ITERATIONS = 1000
 _PEERS = ("onnxruntime", "openvino")
-_ENGINES = ("graphopt", *_PEERS, "ncnn", "mnn")
+_ENGINES = ("graphopt", *_PEERS, "ncnn", "mnn", "onnxruntime-cuda", "tensorrt")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,36 @@ def open_reference(opening: Opening) -> Engine:
     return _onnxruntime(opening, optimise=False)
 
 
+def _onnxruntime_gpu(opening: Opening, provider: str) -> Engine:
+    import onnxruntime as ort
+
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # of CUDA, where pip installed them
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    providers = dict.fromkeys((provider, "CUDAExecutionProvider", "CPUExecutionProvider"))
+    session = ort.InferenceSession(opening.model, options, providers=list(providers))
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"this ONNX Runtime cannot use {provider} here")
+    names = list(opening.outputs)
+    return Engine(
+        ort.__version__,
+        lambda feeds: session.run(names, feeds),
+        lambda result: dict(zip(names, result, strict=True)),
+    )
+
+
+def open_onnxruntime_cuda(opening: Opening) -> Engine:
+    """ONNX Runtime on the GPU; inputs and outputs travel with each run, as ours do."""
+    return _onnxruntime_gpu(opening, "CUDAExecutionProvider")
+
+
+def open_tensorrt(opening: Opening) -> Engine:
+    """TensorRT, through ONNX Runtime's provider; float32 kept float32."""
+    return _onnxruntime_gpu(opening, "TensorrtExecutionProvider")
+
+
 def open_openvino(opening: Opening) -> Engine:
     """OpenVINO for latency: one stream, `threads` threads, float32 kept float32."""
     import openvino as ov
@@ -92,8 +122,10 @@ OPENERS: Mapping[str, Callable[[Opening], Engine]] = {
     "mnn": open_mnn,
     "ncnn": open_ncnn,
     "onnxruntime": open_onnxruntime,
+    "onnxruntime-cuda": open_onnxruntime_cuda,
     "openvino": open_openvino,
     "reference": open_reference,
+    "tensorrt": open_tensorrt,
 }
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 
 from graphopt.codegen.cuda.module import cuda_module, serialized
 from graphopt.codegen.cuda.source import signatures
@@ -94,6 +94,7 @@ def device_functions(kernels: Mapping[str, DeviceKernel], target: Any) -> Any:
         tirx.transform.FP8StorageLegalize(),
         tirx.transform.BF16StorageLegalize(),
         tirx.transform.LowerIntrin(),
+        s_tir.transform.InferFragment(),  # tells the code generator what tensor cores work on
     ]
     with target:
         return tvm.ir.transform.Sequential(passes)(tvm.IRModule(functions))

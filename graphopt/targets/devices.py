@@ -20,7 +20,7 @@ _MOST_THREADS = 256
 _MOST_SHARED = 32 << 10
 _CUDA_SHARED = 48 << 10
 """What a block gets on every architecture without asking for more at run time."""
-_FIRST_SM, _DP4A_SM = 50, 61
+_FIRST_SM, _DP4A_SM, _TENSOR_CORES_SM = 50, 61, 70
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ def _cuda(text: str, name: str) -> Device:
         fp16=_sm(architectures[0]) >= 60,
         fp64=True,
         dp4a=_sm(architectures[0]) >= _DP4A_SM,
+        tensor_cores=_sm(architectures[0]) >= _TENSOR_CORES_SM,
     )
     return Device(CUDA, ".".join(architectures), 0, architectures, gpu, 16)
 

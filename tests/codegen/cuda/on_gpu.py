@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,16 @@ import tvm
 from tvm import s_tir, te, tirx
 from tvm.tirx.build import split_host_device_mods
 
+import graphopt
 from graphopt.codegen.cuda.module import cuda_module
 from graphopt.codegen.cuda.toolchain import find_toolchain
+from graphopt.codegen.device_kernel import device_kernel
+from graphopt.codegen.device_program import device_functions, symbol
 from graphopt.codegen.launch import launch_of
-from graphopt.compiler import CutModel, compile_model
-from graphopt.config import CompileConfig
-from graphopt.frontend.load import load_model
+from graphopt.lowering.kernels import scheduled
 from graphopt.target import TargetSpec
+from schedules.interface import Layout, Workload
+from schedules.registry import GPU_FAMILIES
 
 Array = np.ndarray[Any, Any]
 Edit = Callable[[str], str]
@@ -89,33 +94,60 @@ def launches(make: Callable[[], Any]) -> str:
 def run_model(
     model: bytes, feeds: Mapping[str, Array], target: str = f"cuda:{ARCHITECTURE}"
 ) -> dict[str, Array]:
-    """The outputs of a model whose program runs on the GPU, launch by launch as it was planned."""
-    shapes = {name: array.shape for name, array in feeds.items()}
-    config = CompileConfig(target=TargetSpec.parse(target), threads=1)
-    program = compile_model(load_model(model), config, shapes)
-    assert not isinstance(program, CutModel)
-    plan, device = program.plan, tvm.cuda(0)
-    spaces = {
-        "arena": tvm.runtime.empty((max(1, plan.arena_bytes),), "uint8", device),
-        "weight": tvm.runtime.tensor(program.weights, device),
-    }
-    inputs = [tvm.runtime.tensor(np.ascontiguousarray(feeds[s.name]), device) for s in plan.inputs]
-    outputs = [tvm.runtime.empty(s.shape, s.dtype, device) for s in plan.outputs]
-    table = np.zeros(max(1, len(plan.buffers)), np.int64)
-    for index, buffer in enumerate(plan.buffers):
-        if buffer.space in spaces:
-            table[index] = _address(spaces[buffer.space]) + buffer.offset
-        else:
-            tensors = inputs if buffer.space == "input" else outputs
-            table[index] = _address(tensors[buffer.offset])
-    program.module["run"](ctypes.c_void_p(table.ctypes.data))
+    """The outputs of a model that is compiled and run on the GPU."""
+    compiled = graphopt.compile(model, target=target, cache=False)
+    found: dict[str, Array] = compiled.run(dict(feeds))
+    return found
+
+
+def traced_launches(model: bytes, feeds: Mapping[str, Array]) -> list[str]:
+    """What the emulated driver was asked to launch for one run."""
+    compiled = graphopt.compile(model, target=f"cuda:{ARCHITECTURE}", cache=False)
+    compiled.run(dict(feeds))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "launches")
+        os.environ["EMULATED_TRACE"] = str(path)
+        try:
+            compiled.run(dict(feeds))
+        finally:
+            del os.environ["EMULATED_TRACE"]
+        return path.read_text().splitlines()
+
+
+def run_saved(model: bytes, feeds: Mapping[str, Array], target: str) -> dict[str, Array]:
+    """The same through a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.gopt")
+        shapes = {name: array.shape for name, array in feeds.items()}
+        graphopt.compile(model, target=target, shapes=shapes, cache=False).save(path)
+        found: dict[str, Array] = graphopt.load(path).run(dict(feeds))
+        return found
+
+
+def run_candidate(workload: Workload, name: str, arrays: Sequence[Array]) -> Array:
+    """The output of the kernel that the candidate `name` is, for logical inputs."""
+    target = TargetSpec.parse(f"cuda:{ARCHITECTURE}")
+    offered = [c for family in GPU_FAMILIES for c in family(workload, target.traits(1))]
+    (candidate,) = (each for each in offered if each.name == name)
+    device_target = target.device_target()
+    kernel = device_kernel(scheduled(candidate), device_target.device, device_target.limits)
+    functions = device_functions({"kernel": kernel}, device_target.device)
+    code = cuda_module(functions, device_target.device, [ARCHITECTURE])
+    module = tvm.get_global_func("ffi.Module.load_from_bytes.cuda")(code)
+    device = tvm.cuda(0)
+    packed = [
+        array if isinstance(layout, Layout) else layout.pack(array)
+        for array, layout in zip(arrays, candidate.layouts, strict=True)
+    ]
+    output = np.full(workload.output.shape, np.nan, workload.output.dtype)
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), device) for array in packed]
+    tensors.append(tvm.runtime.tensor(output, device))
+    for index, launch in enumerate(kernel.launches):
+        pointers = [ctypes.c_void_p(tensors[place].data_ptr()) for place in launch.arguments]
+        module[symbol("kernel", index)](*pointers, *[extent for _, extent in launch.extents])
     device.sync()
-    return {s.name: t.numpy() for s, t in zip(plan.outputs, outputs, strict=True)}
-
-
-def _address(tensor: Any) -> int:
-    address: int = tensor.data_ptr()
-    return address
+    found: Array = tensors[-1].numpy()
+    return found
 
 
 # Kernels. Bound to threads by hand, so that each has what its test is about.

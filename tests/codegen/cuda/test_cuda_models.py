@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,30 +15,22 @@ import onnx
 import onnxruntime as ort
 import pytest
 from gpu_process import Gpu
-from onnx import TensorProto, helper, numpy_helper
+from graphs import (
+    FLOAT,
+    HALF,
+    build,
+    bytes_product,
+    convolutions,
+    draw,
+    halves_for_tensor_cores,
+    transformer,
+)
+from onnx import helper
+
+from schedules.interface import Epilogue, Op, Step, TensorSig, Workload
 
 Array = np.ndarray[Any, Any]
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-NUMPY = {FLOAT: np.float32, HALF: np.float16}
-
-
-def draw(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
-
-
-def build(nodes: list[Any], inputs: dict[str, Array], weights: dict[str, Array]) -> bytes:
-    """A model whose output y has the type of its first input, and whatever shape it gets."""
-    types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in inputs.items()}
-    graph = helper.make_graph(
-        nodes,
-        "model",
-        [helper.make_tensor_value_info(n, types[n], a.shape) for n, a in inputs.items()],
-        [helper.make_tensor_value_info("y", next(iter(types.values())), None)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    data: bytes = onnx.shape_inference.infer_shapes(model).SerializeToString()
-    return data
+MODELS = Path(__file__).parents[3] / "benchmarks" / "models"
 
 
 def expected(model: bytes, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -53,92 +50,6 @@ def check(gpu: Gpu, model: bytes, feeds: dict[str, Array], limit: float, orders:
             assert found[name].dtype == reference.dtype
             error = np.abs(found[name].astype(np.float64) - reference).max()
             assert error <= limit * np.abs(reference.astype(np.float64)).max(), (order, name)
-
-
-def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
-    return helper.make_node(kind, inputs.split(), [output], **attributes)
-
-
-def transformer(dtype: int) -> tuple[bytes, dict[str, Array]]:
-    """One layer of one: normalisation, attention of two heads, and a gated sum."""
-    kind = NUMPY[dtype]
-    feeds = {"x": draw(1, 20, 16, dtype=kind)}
-    weights = {
-        "gamma": draw(16, dtype=kind),
-        "beta": draw(16, dtype=kind),
-        "wq": draw(16, 16, dtype=kind),
-        "wk": draw(16, 16, dtype=kind),
-        "shape": np.array([1, 20, 2, 8]),
-        "flat": np.array([1, 20, 16]),
-        "scale": np.array(8**-0.5, kind),
-    }
-    heads = {"perm": [0, 2, 1, 3]}
-    nodes = [
-        node("LayerNormalization", "x gamma beta", "n", axis=-1),
-        node("MatMul", "n wq", "q0"),
-        node("MatMul", "n wk", "k0"),
-        node("Reshape", "q0 shape", "q1"),
-        node("Reshape", "k0 shape", "k1"),
-        node("Transpose", "q1", "q", **heads),
-        node("Transpose", "k1", "v", **heads),
-        node("Transpose", "k1", "k", perm=[0, 2, 3, 1]),
-        node("MatMul", "q k", "s0"),
-        node("Mul", "s0 scale", "s1"),
-        node("Softmax", "s1", "p", axis=-1),
-        node("MatMul", "p v", "o0"),
-        node("Transpose", "o0", "o1", **heads),
-        node("Reshape", "o1 flat", "o"),
-        node("Sigmoid", "o", "g"),
-        node("Mul", "o g", "h"),
-        node("Add", "h x", "y"),
-    ]
-    return build(nodes, feeds, weights), feeds
-
-
-def convolutions(dtype: int) -> tuple[bytes, dict[str, Array]]:
-    """An image through a strided, a depthwise and a pointwise convolution, pooled."""
-    kind = NUMPY[dtype]
-    feeds = {"x": draw(1, 3, 13, 11, dtype=kind)}
-    weights = {
-        "w1": draw(8, 3, 3, 3, dtype=kind) / kind(5),
-        "b1": draw(8, dtype=kind),
-        "w2": draw(8, 1, 3, 3, dtype=kind) / kind(3),
-        "w3": draw(20, 8, 1, 1, dtype=kind) / kind(3),
-    }
-    nodes = [
-        node("Conv", "x w1 b1", "c1", strides=[2, 2], pads=[1, 1, 1, 1]),
-        node("Relu", "c1", "r1"),
-        node("Conv", "r1 w2", "c2", pads=[1, 1, 1, 1], group=8),
-        node("Add", "c2 r1", "a"),
-        node("Conv", "a w3", "c3"),
-        node("MaxPool", "c3", "m", kernel_shape=[3, 3], strides=[2, 2]),
-        node("GlobalAveragePool", "m", "y"),
-    ]
-    return build(nodes, feeds, weights), feeds
-
-
-def bytes_product() -> tuple[bytes, dict[str, Array]]:
-    """A quantized product of 9 × 32 by 32 × 12, as QDQ."""
-    rng = np.random.default_rng(0)
-    feeds = {"x": draw(9, 32)}
-    weights = {
-        "sx": np.float32(0.03),
-        "zx": np.uint8(120),
-        "w": rng.integers(-127, 128, (32, 12), dtype=np.int8),
-        "sw": rng.uniform(0.01, 0.02, 12).astype(np.float32),
-        "zw": np.zeros(12, np.int8),
-        "sy": np.float32(0.1),
-        "zy": np.uint8(128),
-    }
-    nodes = [
-        node("QuantizeLinear", "x sx zx", "xq"),
-        node("DequantizeLinear", "xq sx zx", "xd"),
-        node("DequantizeLinear", "w sw zw", "wd", axis=1),
-        node("MatMul", "xd wd", "m"),
-        node("QuantizeLinear", "m sy zy", "yq"),
-        node("DequantizeLinear", "yq sy zy", "y"),
-    ]
-    return build(nodes, feeds, weights), feeds
 
 
 def test_a_small_network(gpu: Gpu, tiny_cnn: onnx.ModelProto) -> None:
@@ -169,15 +80,69 @@ def test_bytes_are_exact(gpu: Gpu) -> None:
     assert (steps > 0.5).mean() < 0.02
 
 
+GOLDEN = {
+    bytes_product: ["grid 3x1x1, block 128x1x1", "grid 1x1x1, block 256x1x1"],
+    partial(convolutions, FLOAT): [
+        "grid 1x1x1, block 256x1x1",
+        "grid 8x1x1, block 42x1x1",
+        "grid 1x1x1, block 256x1x1",
+        "grid 1x1x1, block 60x1x1",
+        "grid 20x1x1, block 8x1x1",
+    ],
+    halves_for_tensor_cores: [
+        "grid 6x1x1, block 128x1x1",
+        "grid 18x1x1, block 256x1x1",
+        "grid 8x1x1, block 128x1x1",
+    ],
+}
+
+
+@pytest.mark.parametrize("graph", GOLDEN)
+def test_launches(emulated: Gpu, graph: Callable[[], tuple[bytes, dict[str, Array]]]) -> None:
+    assert emulated.call(on_gpu.traced_launches, *graph()) == GOLDEN[graph]
+
+
+def test_programs_travel_in_files(gpu: Gpu) -> None:
+    model, feeds = convolutions(FLOAT)
+    (wanted,) = expected(model, feeds).values()
+    (found,) = gpu.call(on_gpu.run_saved, model, feeds, "cuda:sm_75,sm_90").values()
+    assert np.allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn_bn", "bilstm"])
-def test_models_of_the_benchmark(gpu: Gpu, name: str) -> None:
-    from pathlib import Path
-
-    path = Path(__file__).parents[3] / "benchmarks" / "models" / f"{name}.onnx"
+def test_models_of_the_benchmark(gpu: Gpu, name: str, tmp_path: Path) -> None:
+    script = MODELS / "materialize.py"
+    path = tmp_path / f"{name}.onnx"
+    subprocess.run([sys.executable, str(script), name, str(path)], check=True)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {
-        i.name: draw(*[d if isinstance(d, int) else 1 for d in i.shape])
-        for i in session.get_inputs()
+        spec.name: draw(*[size if isinstance(size, int) else 1 for size in spec.shape])
+        for spec in session.get_inputs()
     }
     check(gpu, path.read_bytes(), feeds, 1e-4, orders=1)
+
+
+def test_products_on_tensor_cores(gpu: Gpu) -> None:
+    check(gpu, *halves_for_tensor_cores(), 4e-3)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_convolutions_on_tensor_cores(gpu: Gpu, constant: bool) -> None:
+    """Sums are right to the last bit of a half, nearly: only their order is not ours."""
+    x, w = draw(2, 6, 11, 9, dtype=np.float16), draw(34, 3, 3, 2, dtype=np.float16)
+    bias = draw(1, 34, 1, 1, dtype=np.float16)
+    attrs = (("strides", (2, 1)), ("padding", (1, 0, 1, 1)), ("dilation", (1, 1)), ("groups", 2))
+    sigs = tuple(TensorSig(array.shape, "float16") for array in (x, w))
+    out = TensorSig((2, 34, 6, 9), "float16")
+    op = Op("conv2d", sigs, out, attrs, (False, constant))
+    operand = TensorSig(bias.shape, "float16")
+    epilogue = Epilogue((operand,), (Step("add", (0, 1)),), "float16", (True,))
+    name = "gpu.conv2d.implicit_gemm.tensor_cores"
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 1], pads=[1, 0, 1, 1], group=2)
+    feeds = {"x": x.astype(np.float32), "w": w.astype(np.float32)}
+    (sums,) = expected(build([node], feeds, {}), feeds).values()
+    wanted = sums + bias.astype(np.float32)
+    for order in gpu.orders:
+        y = gpu.ordered(order, on_gpu.run_candidate, Workload(op, epilogue), name, [x, w, bias])
+        assert np.abs(y - wanted).max() <= 2**-9 * np.abs(wanted).max()

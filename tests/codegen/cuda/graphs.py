@@ -1,0 +1,149 @@
+"""Small models whose programs have what a GPU's kernels may have, with what they are fed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array = np.ndarray[Any, Any]
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+NUMPY = {FLOAT: np.float32, HALF: np.float16}
+
+
+def draw(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+def build(nodes: list[Any], inputs: dict[str, Array], weights: dict[str, Array]) -> bytes:
+    """A model whose output y has the type of its first input, and whatever shape it gets."""
+    types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in inputs.items()}
+    graph = helper.make_graph(
+        nodes,
+        "model",
+        [helper.make_tensor_value_info(n, types[n], a.shape) for n, a in inputs.items()],
+        [helper.make_tensor_value_info("y", next(iter(types.values())), None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    data: bytes = onnx.shape_inference.infer_shapes(model).SerializeToString()
+    return data
+
+
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+
+def transformer(dtype: int) -> tuple[bytes, dict[str, Array]]:
+    """One layer of one: normalisation, attention of two heads, and a gated sum."""
+    kind = NUMPY[dtype]
+    feeds = {"x": draw(1, 20, 16, dtype=kind)}
+    weights = {
+        "gamma": draw(16, dtype=kind),
+        "beta": draw(16, dtype=kind),
+        "wq": draw(16, 16, dtype=kind),
+        "wk": draw(16, 16, dtype=kind),
+        "shape": np.array([1, 20, 2, 8]),
+        "flat": np.array([1, 20, 16]),
+        "scale": np.array(8**-0.5, kind),
+    }
+    heads = {"perm": [0, 2, 1, 3]}
+    nodes = [
+        node("LayerNormalization", "x gamma beta", "n", axis=-1),
+        node("MatMul", "n wq", "q0"),
+        node("MatMul", "n wk", "k0"),
+        node("Reshape", "q0 shape", "q1"),
+        node("Reshape", "k0 shape", "k1"),
+        node("Transpose", "q1", "q", **heads),
+        node("Transpose", "k1", "v", **heads),
+        node("Transpose", "k1", "k", perm=[0, 2, 3, 1]),
+        node("MatMul", "q k", "s0"),
+        node("Mul", "s0 scale", "s1"),
+        node("Softmax", "s1", "p", axis=-1),
+        node("MatMul", "p v", "o0"),
+        node("Transpose", "o0", "o1", **heads),
+        node("Reshape", "o1 flat", "o"),
+        node("Sigmoid", "o", "g"),
+        node("Mul", "o g", "h"),
+        node("Add", "h x", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
+def convolutions(dtype: int) -> tuple[bytes, dict[str, Array]]:
+    """An image through a strided, a depthwise and a pointwise convolution, pooled."""
+    kind = NUMPY[dtype]
+    feeds = {"x": draw(1, 3, 13, 11, dtype=kind)}
+    weights = {
+        "w1": draw(8, 3, 3, 3, dtype=kind) / kind(5),
+        "b1": draw(8, dtype=kind),
+        "w2": draw(8, 1, 3, 3, dtype=kind) / kind(3),
+        "w3": draw(20, 8, 1, 1, dtype=kind) / kind(3),
+    }
+    nodes = [
+        node("Conv", "x w1 b1", "c1", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 w2", "c2", pads=[1, 1, 1, 1], group=8),
+        node("Add", "c2 r1", "a"),
+        node("Conv", "a w3", "c3"),
+        node("MaxPool", "c3", "m", kernel_shape=[3, 3], strides=[2, 2]),
+        node("GlobalAveragePool", "m", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
+def bytes_product() -> tuple[bytes, dict[str, Array]]:
+    """A quantized product of 9 × 32 by 32 × 12, as QDQ."""
+    rng = np.random.default_rng(0)
+    feeds = {"x": draw(9, 32)}
+    weights = {
+        "sx": np.float32(0.03),
+        "zx": np.uint8(120),
+        "w": rng.integers(-127, 128, (32, 12), dtype=np.int8),
+        "sw": rng.uniform(0.01, 0.02, 12).astype(np.float32),
+        "zw": np.zeros(12, np.int8),
+        "sy": np.float32(0.1),
+        "zy": np.uint8(128),
+    }
+    nodes = [
+        node("QuantizeLinear", "x sx zx", "xq"),
+        node("DequantizeLinear", "xq sx zx", "xd"),
+        node("DequantizeLinear", "w sw zw", "wd", axis=1),
+        node("MatMul", "xd wd", "m"),
+        node("QuantizeLinear", "m sy zy", "yq"),
+        node("DequantizeLinear", "yq sy zy", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
+def halves_for_tensor_cores() -> tuple[bytes, dict[str, Array]]:
+    """Batches of products with edges that no tile divides."""
+    kind = np.float16
+    feeds = {"x": draw(2, 70, 45, dtype=kind)}
+    weights = {
+        "w": draw(45, 66, dtype=kind) / kind(7),
+        "b": draw(66, dtype=kind),
+    }
+    nodes = [
+        node("MatMul", "x w", "m0"),
+        node("Add", "m0 b", "m1"),
+        node("Relu", "m1", "m"),
+        node("Transpose", "m", "t", perm=[0, 2, 1]),
+        node("MatMul", "t m", "s"),
+        node("Sigmoid", "s", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
+ALL = (
+    partial(transformer, FLOAT),
+    partial(transformer, HALF),
+    partial(convolutions, FLOAT),
+    partial(convolutions, HALF),
+    bytes_product,
+    halves_for_tensor_cores,
+)
+"""All of them."""
