@@ -83,6 +83,12 @@ def tune(
     if fleet is None:
         _require_host(config)
     else:
+        if config.target.device is not None:
+            raise OptionError(
+                "options",
+                "kernels for devices cannot be measured through rpc in this version.",
+                hint="tune on a machine that has the device, and copy its log.",
+            )
         find_linker(config.target.arch)  # a missing one is said before the work, not after it
     folder = Path(log)
     key = config.target.key(config.threads)

@@ -306,3 +306,9 @@ def test_addresses() -> None:
     assert Fleet.parse("10.0.0.1:9190/pi4") == Fleet("10.0.0.1", 9190, "pi4")
     assert str(Fleet.parse("[::1]:9190/a/b")) == "[::1]:9190/a/b"
     assert Fleet.parse("[::1]:9190/k").host == "::1"
+
+
+def test_devices_elsewhere_are_refused(tiny_cnn: onnx.ModelProto, tmp_path: Path) -> None:
+    with pytest.raises(graphopt.OptionError, match="devices cannot be measured through rpc"):
+        graphopt.tune(tiny_cnn, target="cuda:sm_80", log=tmp_path, rpc="localhost:9190/gpu")
+    assert not list(tmp_path.iterdir())
