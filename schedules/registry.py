@@ -27,16 +27,6 @@ from schedules import (
     gather,
     gemm,
     gemv,
-    gpu_attention,
-    gpu_conv,
-    gpu_conv_lines,
-    gpu_direct,
-    gpu_matmul,
-    gpu_norm,
-    gpu_reduce,
-    gpu_softmax,
-    gpu_tensor_cores,
-    gpu_transpose,
     linear_attention,
     lookup,
     matmul_byte_pairs,
@@ -66,7 +56,17 @@ from schedules import (
     trees,
     unique,
 )
-from schedules.gpu_generic import on_device
+from schedules.gpu import attention as gpu_attention
+from schedules.gpu import conv as gpu_conv
+from schedules.gpu import conv_lines as gpu_conv_lines
+from schedules.gpu import direct as gpu_direct
+from schedules.gpu import matmul as gpu_matmul
+from schedules.gpu import norm as gpu_norm
+from schedules.gpu import reduce as gpu_reduce
+from schedules.gpu import softmax as gpu_softmax
+from schedules.gpu import tensor_cores as gpu_tensor_cores
+from schedules.gpu import transpose as gpu_transpose
+from schedules.gpu.generic import on_device
 from schedules.interface import Family, TargetTraits
 
 FAMILIES: tuple[Family, ...] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schedules.generic import generic_schedule
-from schedules.gpu_generic import thread_schedule
+from schedules.gpu.generic import thread_schedule
 from schedules.interface import PLAIN, Candidate, Cost, TargetTraits, Workload
 
 

@@ -91,8 +91,8 @@ def plan(document: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer schema": (
-        lambda d: d.update(schema=4),
-        "schema version 4; this .* reads version 3",
+        lambda d: d.update(schema=5),
+        "schema version 5; this .* reads version 4",
     ),
     "newer ABI": (lambda d: d.update(abi=7), "abi version 7"),
     "newer schema with unknown fields": (lambda d: d.update(schema=9, more=1), "schema version 9"),

@@ -15,7 +15,7 @@ import graphopt
 from graphopt.codegen.device_kernel import LaunchLimits, device_kernel
 from graphopt.lowering.kernels import scheduled
 from graphopt.target import TargetSpec
-from schedules.gpu_tilings import Product, default_tiling, shared_bytes
+from schedules.gpu.tilings import Product, default_tiling, shared_bytes
 from schedules.interface import GpuTraits, Op, TargetTraits, TensorSig, Workload
 from schedules.registry import families
 

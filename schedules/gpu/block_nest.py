@@ -15,9 +15,9 @@ from collections.abc import Callable
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_threads import barrier, grid, registers, shared
-from schedules.gpu_tiles import Finish, Tiles
-from schedules.gpu_tilings import ceildiv
+from schedules.gpu.threads import barrier, grid, registers, shared
+from schedules.gpu.tiles import Finish, Tiles
+from schedules.gpu.tilings import ceildiv
 from schedules.interface import PrimExpr
 from schedules.nest import Buffer, Stmt
 

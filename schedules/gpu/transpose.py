@@ -16,7 +16,7 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_threads import barrier, grid, shared
+from schedules.gpu.threads import barrier, grid, shared
 from schedules.interface import PLAIN, Candidate, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
 from schedules.vectors import Frame, candidate

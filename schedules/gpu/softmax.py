@@ -1,4 +1,4 @@
-"""softmax and log_softmax along any axis on a device, numerically safe; see gpu_rows.py.
+"""softmax and log_softmax along any axis on a device, numerically safe; see gpu/rows.py.
 
 The error against float64 is below 1e-6 of the largest magnitude of the output. A slice that is all
 −inf, or holds NaN or +inf, gives NaN, as the definition does.
@@ -12,7 +12,7 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_rows import Row, Total, add, exponential, rows
+from schedules.gpu.rows import Row, Total, add, exponential, rows
 from schedules.interface import PLAIN, Candidate, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
 from schedules.scalar_math import log

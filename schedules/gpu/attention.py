@@ -1,6 +1,6 @@
 """Attention on a device: scores and result as products in tiles, a softmax of rows in between.
 
-The scores of all heads are kept in the workspace. Numerics: as gpu_matmul.py and gpu_rows.py; rows
+The scores of all heads are kept in the workspace. Numerics: as gpu/matmul.py and gpu/rows.py; rows
 whose mask is all −inf give NaN, as the definition does.
 """
 
@@ -12,12 +12,12 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu_conv import ACCUMULATORS
-from schedules.gpu_matmul import Side
-from schedules.gpu_products import product_nest
-from schedules.gpu_rows import softmax_rows
-from schedules.gpu_tiles import Finish, Tiles
-from schedules.gpu_tilings import Product, default_tiling
+from schedules.gpu.conv import ACCUMULATORS
+from schedules.gpu.matmul import Side
+from schedules.gpu.products import product_nest
+from schedules.gpu.rows import softmax_rows
+from schedules.gpu.tiles import Finish, Tiles
+from schedules.gpu.tilings import Product, default_tiling
 from schedules.interface import PLAIN, Candidate, Cost, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Buffer, Stmt
 from schedules.scalar_values import cast

@@ -23,10 +23,10 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu_products import Multiply, product_nest
-from schedules.gpu_threads import registers
-from schedules.gpu_tiles import Tiles
-from schedules.gpu_tilings import Product, Tiling, tuned_over
+from schedules.gpu.products import Multiply, product_nest
+from schedules.gpu.threads import registers
+from schedules.gpu.tiles import Tiles
+from schedules.gpu.tilings import Product, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,

@@ -18,7 +18,7 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_threads import barrier, grid, registers, shared
+from schedules.gpu.threads import barrier, grid, registers, shared
 from schedules.interface import GpuTraits, PrimExpr
 from schedules.nest import Buffer, Stmt
 from schedules.scalar_math import exp_of_negative

@@ -1,4 +1,4 @@
-"""Matrix products on a device, of floats and of integers; see gpu_tiles.py for the loop nest.
+"""Matrix products on a device, of floats and of integers; see gpu/tiles.py for the loop nest.
 
 Numerics: float16 operands are added up in float32; the error against float64 is below 1e-5 of the
 largest output for up to 4608 standard-normal terms. Integer products are exact and wrap as int32.
@@ -17,10 +17,10 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu_conv import ACCUMULATORS
-from schedules.gpu_products import Multiply, product_nest
-from schedules.gpu_tiles import Tiles
-from schedules.gpu_tilings import Product, Tiling, tuned_over
+from schedules.gpu.conv import ACCUMULATORS
+from schedules.gpu.products import Multiply, product_nest
+from schedules.gpu.tiles import Tiles
+from schedules.gpu.tilings import Product, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,

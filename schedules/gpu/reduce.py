@@ -1,4 +1,4 @@
-"""Reductions over any axes on a device: sum, mean, max, min, prod; see gpu_rows.py.
+"""Reductions over any axes on a device: sum, mean, max, min, prod; see gpu/rows.py.
 
 Where the innermost axis is reduced or results are few, a block reduces the elements of one result;
 else each thread does those of its own, and neighbours read neighbouring elements. Sums of float16
@@ -14,8 +14,8 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_rows import Row, Total, rows
-from schedules.gpu_threads import grid
+from schedules.gpu.rows import Row, Total, rows
+from schedules.gpu.threads import grid
 from schedules.interface import PLAIN, Candidate, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
 from schedules.reduce import combination

@@ -2,7 +2,7 @@
 
 A block of four warps computes 64 × 64 sums, each warp 32 × 32 as four fragments of 16 × 16 (CUDA's
 warp matrix functions; Markidis et al., "NVIDIA Tensor Core Programmability, Performance &
-Precision", 2018). Operands reach shared memory as in gpu_tiles.py; sums leave through it, so that
+Precision", 2018). Operands reach shared memory as in gpu/tiles.py; sums leave through it, so that
 the epilogue sees elements.
 
 Numerics: products of halves are exact and added up in float32, in an order that the hardware
@@ -17,17 +17,18 @@ from dataclasses import replace
 
 from tvm import tirx
 
-from schedules import gpu_conv, gpu_matmul, nest
-from schedules.gpu_block_nest import Loader, inside
-from schedules.gpu_threads import barrier, grid, shared
-from schedules.gpu_tiles import Finish, Tiles
-from schedules.gpu_tilings import Tiling
+from schedules import nest
+from schedules.gpu import conv, matmul
+from schedules.gpu.block_nest import Loader, inside
+from schedules.gpu.threads import barrier, grid, shared
+from schedules.gpu.tiles import Finish, Tiles
+from schedules.gpu.tilings import Tiling
 from schedules.interface import Candidate, PrimExpr, TargetTraits, Workload
 from schedules.nest import Buffer, Stmt
 
 EDGE = 16
 """Rows, columns and depth of a fragment."""
-_FAMILIES = {"matmul": gpu_matmul, "conv2d": gpu_conv}
+_FAMILIES = {"matmul": matmul, "conv2d": conv}
 _EFFICIENCY = 2.0  # of what the GPU does in float32 otherwise
 _WARP = 32
 _PART = 2  # fragments along each edge of a warp's part

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from schedules.gpu_block_nest import BlockNest
-from schedules.gpu_loop_nest import LoopNest
-from schedules.gpu_tiles import Finish, Tiles
+from schedules.gpu.block_nest import BlockNest
+from schedules.gpu.loop_nest import LoopNest
+from schedules.gpu.tiles import Finish, Tiles
 from schedules.nest import Stmt
 
 

@@ -3,7 +3,7 @@
 A block is one thread, whose tile is a few rows of vectors. It keeps its piece of the right operand
 in its own memory and takes blocks of rows one after the other, so that what was gathered once
 serves all of them: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
-(2008). Sums as in gpu_block_nest.py.
+(2008). Sums as in gpu/block_nest.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_threads import grid, registers
-from schedules.gpu_tiles import Finish, Tiles
+from schedules.gpu.threads import grid, registers
+from schedules.gpu.tiles import Finish, Tiles
 from schedules.interface import PrimExpr
 from schedules.nest import Stmt
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tvm import tirx
 
-from schedules.gpu_tilings import Product, Tiling, ceildiv
+from schedules.gpu.tilings import Product, Tiling, ceildiv
 from schedules.interface import PrimExpr
 from schedules.nest import Stmt
 

@@ -5,7 +5,7 @@ image, so that what consecutive columns of the product read with one tap lies co
 whole vectors, wherever rows end. The positions between the end of an output row and the next are
 computed and dropped.
 
-Numerics: as gpu_conv.py.
+Numerics: as gpu/conv.py.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu_conv import ACCUMULATORS, RowBlocks, Shape, Weights
-from schedules.gpu_products import product_nest
-from schedules.gpu_threads import grid
-from schedules.gpu_tiles import Tiles
-from schedules.gpu_tilings import Product, Tiling, tuned_over
+from schedules.gpu.conv import ACCUMULATORS, RowBlocks, Shape, Weights
+from schedules.gpu.products import product_nest
+from schedules.gpu.threads import grid
+from schedules.gpu.tiles import Tiles
+from schedules.gpu.tilings import Product, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
     Candidate,

@@ -1,4 +1,4 @@
-"""layer_norm and rms_norm over trailing axes on a device; see gpu_rows.py.
+"""layer_norm and rms_norm over trailing axes on a device; see gpu/rows.py.
 
 Two reductions (the mean, then the squared deviations from it), so that a large mean costs no
 accuracy. Error against float64 below 2e-6 of the largest output for rows up to 10⁴ elements.
@@ -12,7 +12,7 @@ from math import prod
 from tvm import tirx
 
 from schedules import nest
-from schedules.gpu_rows import Row, Total, add, rows
+from schedules.gpu.rows import Row, Total, add, rows
 from schedules.interface import PLAIN, Candidate, PrimExpr, PrimFunc, TargetTraits, Workload
 from schedules.nest import Stmt
 from schedules.vectors import Frame, accumulator, candidate, let_vars, load_as, of_type

@@ -1,0 +1,1 @@
+"""Kernel families for devices, OpenCL and CUDA alike: threads, blocks and shared memory."""
