@@ -1,8 +1,9 @@
 """Makes the records that are shipped: python benchmarks/tune_catalogue.py --log LOG [--out DIR]
 
 Tunes the catalogue's models for 1 and 2 threads on this machine, into a log that may be gone on
-with: models that are in it already explore further. With --out, the best kernel of each candidate
-goes from there to a folder that ships, with a cost model taught by all records of the log.
+with: models that are in it already explore further. With --int8, quantized ones. With --out, the
+best kernel of each candidate goes from there to a folder that ships, where it joins what is there;
+so do the lessons of the log's records join those of the cost model.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from catalogue import MODELS, select
+import onnx
+from catalogue import MODELS, Model, select
 from rich.console import Console
 
 import graphopt
 from graphopt.artifact.atomic import replacing
+from graphopt.bench import sample_inputs
 from graphopt.target import TargetSpec
 from graphopt.tuning import cost_model
 from graphopt.tuning.database import FILE, read
@@ -30,7 +33,9 @@ TRIALS = 384
 """Per model; most end before, when no more gain is expected."""
 
 
-def tune(names: list[str] | None, threads: Sequence[int], trials: int, log: Path) -> None:
+def tune(
+    names: list[str] | None, threads: Sequence[int], trials: int, log: Path, int8: bool
+) -> None:
     """Tune models one after the other, so that each is taught by those before it."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="graphopt-models-") as folder:
@@ -40,6 +45,8 @@ def tune(names: list[str] | None, threads: Sequence[int], trials: int, log: Path
                 if path is None:
                     console.print(f"{model.name} is left out: its package is not installed")
                     continue
+                if int8:
+                    path = quantized(path, model, Path(folder))
                 started = time.monotonic()
                 outcome = graphopt.tune(
                     path,
@@ -56,13 +63,23 @@ def tune(names: list[str] | None, threads: Sequence[int], trials: int, log: Path
                 )
 
 
+def quantized(path: Path, model: Model, folder: Path) -> Path:
+    """The model in int8. What a kernel takes does not depend on the values: any ranges will do."""
+    made = folder / f"{model.name}.int8.onnx"
+    if not made.exists():
+        proto = onnx.load(path, load_external_data=False)
+        feeds = sample_inputs(proto, model.shapes, given=model.inputs(), limits=model.limits)
+        shapes, constants = dict(model.shapes) or None, dict(model.constants) or None
+        graphopt.quantize(path, [feeds], shapes=shapes, constants=constants).save(made)
+    return made
+
+
 def ship(log: Path, out: Path) -> None:
-    """Write the best records and a cost model of all of them, in place of what is there."""
-    everything = read(log).records
+    """Add a log's best records, and what its records teach, to those that ship."""
+    new, shipped = read(log).records, read(out).records
+    everything = [*shipped, *new]
     wanted = choose(everything, 1, failures=False, only=None)
     best = averaged(record for record in everything if id(record) in wanted)
-    learnt = cost_model.train(everything, 2)
-    assert learnt is not None, "there are no records"
     for target in sorted({record.target for record in best}):
         (out / target).mkdir(parents=True, exist_ok=True)
         with replacing(out / target / FILE, "ship") as file:
@@ -72,6 +89,8 @@ def ship(log: Path, out: Path) -> None:
                 for record in sorted(best, key=_order)
                 if record.target == target
             )
+        learnt = cost_model.train(new, 2, earlier=cost_model.load([out], target))
+        assert learnt is not None, f"the log has no more than {cost_model.LEAST_ROWS - 1} records"
         cost_model.save(learnt, out, target)
 
 
@@ -87,13 +106,14 @@ def main() -> int:
     known = [model.name for model in MODELS]
     parser.add_argument("--models", nargs="*", choices=known, help="all by default; none to ship")
     parser.add_argument("--threads", nargs="+", type=int, default=(2, 1))
+    parser.add_argument("--int8", action="store_true", help="tune the models quantized to int8")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="such as tuning_logs")
     args = parser.parse_args()
     print(f"target key for 1 thread: {TargetSpec.parse('cpu').key(1)}")
     if args.models != []:
-        tune(args.models, args.threads, args.trials, args.log)
+        tune(args.models, args.threads, args.trials, args.log, args.int8)
     if args.out is not None:
         ship(args.log, args.out)
     return 0

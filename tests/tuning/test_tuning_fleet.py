@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import signal
@@ -50,7 +51,8 @@ class Machines:
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """And all that it started: TVM's programs do their work in a child."""
         for each in (*psutil.Process(process.pid).children(recursive=True), process):
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # a child that ends of itself
+                each.kill()
         process.wait()
 
     def close(self) -> None:
