@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped
         return next(self._batches, None)
 
 
-def write_prepared(source: Path, target: Path) -> None:
+def write_prepared(source: Path, target: Path, fuse: bool = True) -> None:
     """Write `source` as ONNX Runtime's tool wants it, in an opset with scales per channel."""
     with tempfile.TemporaryDirectory(prefix="graphopt-ort-") as folder:
         model = onnx.load(source)
@@ -35,7 +35,9 @@ def write_prepared(source: Path, target: Path) -> None:
             # Else the tools write attributes that the model's opset does not have.
             source = Path(folder) / "upgraded.onnx"
             onnx.save(version_converter.convert_version(model, FIRST_PER_CHANNEL), source)
-        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        quant_pre_process(
+            str(source), str(target), skip_symbolic_shape=True, skip_optimization=not fuse
+        )
 
 
 def quantize_with_ort(source: Path, target: Path, batches: Sequence[Feeds], **options: Any) -> None:
@@ -46,17 +48,24 @@ def quantize_with_ort(source: Path, target: Path, batches: Sequence[Feeds], **op
     with tempfile.TemporaryDirectory(prefix="graphopt-ort-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         write_prepared(source, prepared)
-        fixed = {
-            "quant_format": QuantFormat.QDQ,
-            "per_channel": True,
-            "activation_type": QuantType.QUInt8,
-            "weight_type": QuantType.QInt8,
-        }
         try:
-            quantize_static(str(prepared), str(target), _Reader(batches), **fixed, **options)
+            _quantize(prepared, target, batches, options)
         except ValueError:
-            # It cannot widen the scales per channel of a Gemm for a large bias.
-            off = {"QDQDisableWeightAdjustForInt32Bias": True}
-            quantize_static(
-                str(prepared), str(target), _Reader(batches), **fixed, **options, extra_options=off
-            )
+            # The tool takes no bias (1, n) of a Gemm, which its own fusion may have made.
+            write_prepared(source, prepared, fuse=False)
+            _quantize(prepared, target, batches, options)
+
+
+def _quantize(
+    prepared: Path, target: Path, batches: Sequence[Feeds], options: Mapping[str, Any]
+) -> None:
+    quantize_static(
+        str(prepared),
+        str(target),
+        _Reader(batches),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        **options,
+    )

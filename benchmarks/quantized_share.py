@@ -14,6 +14,18 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM")
 
+_MOVES = (
+    "Flatten",
+    "Identity",
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -52,10 +64,12 @@ def quantized_share(
 
 
 def _dequantized(node: NodeProto | None, made_by: Mapping[str, NodeProto]) -> bool:
-    """Whether a value comes from a DequantizeLinear, through data movement at most."""
-    while node is not None and node.op_type in ("Reshape", "Squeeze", "Transpose", "Unsqueeze"):
-        node = made_by.get(node.input[0])
-    return node is not None and node.op_type == "DequantizeLinear"
+    """Whether a value comes from DequantizeLinear, through data movement at most."""
+    if node is None or node.op_type == "DequantizeLinear":
+        return node is not None
+    if node.op_type == "Concat":
+        return all(_dequantized(made_by.get(name), made_by) for name in node.input)
+    return node.op_type in _MOVES and _dequantized(made_by.get(node.input[0]), made_by)
 
 
 def _shapes(
