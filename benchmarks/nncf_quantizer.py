@@ -1,6 +1,6 @@
 """NNCF's post-training quantization of an ONNX model, in a process of its own.
 
-    python benchmarks/nncf_quantizer.py MODEL.onnx DATA.npz OUT.onnx performance|mixed
+    python benchmarks/nncf_quantizer.py MODEL.onnx DATA.npz OUT.onnx performance|mixed|transformer
 
 DATA has the arrays of batch k under k/INPUT. NNCF is not imported into the process that measures:
 it changes what it finds there.
@@ -30,7 +30,9 @@ def quantize_with_nncf(source: Path, target: Path, batches: Sequence[Feeds], pre
     """Write `source` quantized to `target`.
 
     Args:
-        preset: "performance" (symmetric activations) or "mixed" (asymmetric ones).
+        preset: "performance" (symmetric activations), "mixed" (asymmetric ones), or "transformer":
+            mixed for NNCF's model type of that name, with which it also leaves normalisations and
+            squares written out in single operators in float, in models of any kind.
 
     Raises:
         RuntimeError: NNCF failed, with what it said last.
@@ -57,10 +59,13 @@ def main() -> int:
         for name in arrays.files:
             place, _, key = name.partition("/")
             batches.setdefault(int(place), {})[key] = arrays[name]
+    transformer = preset == "transformer"
     quantized = nncf.quantize(
         onnx.load(model),
         nncf.Dataset([batches[place] for place in sorted(batches)]),
-        preset=nncf.QuantizationPreset(preset),
+        preset=nncf.QuantizationPreset("mixed" if transformer else preset),
+        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        target_device=nncf.TargetDevice.CPU,
         subset_size=len(batches),
     )
     onnx.save(quantized, target)

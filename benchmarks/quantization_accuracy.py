@@ -55,7 +55,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 """Options of graphopt.quantize(); the first one has the defaults, which the bars are about."""
 ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
-NNCF = {"nncf": "performance", "nncf-mixed": "mixed"}
+NNCF = {"nncf": "performance", "nncf-mixed": "mixed", "nncf-transformer": "transformer"}
 QUANTIZERS = (*OURS, *ORT, *NNCF)
 MOST = 0.5
 """Points that graphopt's defaults may cost."""
