@@ -1,9 +1,9 @@
 """int8 beside ONNX Runtime and OpenVINO: python benchmarks/quantized.py [--models …] [--json FILE]
 
-Every model is quantized by graphopt and by ONNX Runtime's own tool, from the same seeded data, and
-measured in three ways: all engines on graphopt's file, all on ONNX Runtime's, and each on its own
-tool's (OpenVINO, whose quantizer for ONNX files is NNCF, on whichever of the two it runs faster).
-Beside: what graphopt's float program takes, and how far both files are from the float model. Random
+Every model is quantized by graphopt, by ONNX Runtime's own tool and by OpenVINO's (NNCF, where it
+is installed), from the same seeded data, and measured in these ways: all engines on each of the
+files, and each engine on its own tool's (OpenVINO on whichever of the three it runs fastest).
+Beside: what graphopt's float program takes, and how far the files are from the float model. Random
 data shows latency; accuracy is quantization_accuracy.py's. Exit status as of compare.py.
 """
 
@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from catalogue import Model, select
-from ort_quantizer import quantize_with_ort
+from nncf_quantizer import is_installed, quantize_with_nncf
+from ort_quantizer import quantize_with_ort, write_prepared
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +44,11 @@ MODELS = (
     "ppocr_det",
 )
 PEERS = ("onnxruntime", "openvino")
+NAMES = {"graphopt": "our", "onnxruntime": "ORT's", "openvino": "NNCF's"}
+TOOLS = tuple(NAMES)
+"""By the engine that each quantizer belongs to."""
+TRANSFORMERS = ("minilm_l6",)
+"""What NNCF is to be told of."""
 BATCHES = 8
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -50,16 +56,18 @@ Feeds = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class Result:
-    """One model: latency ratios by setting and peer, that to graphopt's float, SQNR of both files
-    in dB, and what failed."""
+    """One model: latency ratios by setting and peer, that to graphopt's float, SQNR of each tool's
+    file in dB, and what failed.
+
+    files: by tool, latency ratios on its file by peer. own: with each engine on its own tool's.
+    """
 
     model: str
     milliseconds: float
-    ours: Mapping[str, float]
-    theirs: Mapping[str, float]
+    files: Mapping[str, Mapping[str, float]]
     own: Mapping[str, float]
     to_float: float
-    sqnr: tuple[float, float]
+    sqnr: Mapping[str, float]
     failures: tuple[str, ...]
 
 
@@ -95,10 +103,17 @@ def measure(model: Model, folder: Path, threads: int, rounds: int, records: bool
         return None
     data = batches(path, model)
     shapes, constants = dict(model.shapes), dict(model.constants)
-    ours, theirs = folder / f"{model.name}.graphopt.onnx", folder / f"{model.name}.ort.onnx"
+    files = {tool: folder / f"{model.name}.{tool}.onnx" for tool in TOOLS}
     result = graphopt.quantize(path, data, shapes=shapes or None, constants=constants or None)
-    result.save(ours)
-    quantize_with_ort(path, theirs, data)
+    result.save(files["graphopt"])
+    quantize_with_ort(path, files["onnxruntime"], data)
+    if is_installed():
+        preset = "transformer" if model.name in TRANSFORMERS else "performance"
+        prepared = folder / f"{model.name}.prepared.onnx"
+        write_prepared(path, prepared)
+        quantize_with_nncf(prepared, files["openvino"], data, preset)
+    else:
+        del files["openvino"]
     options = CompileOptions(tuning_log=None if records else ())
 
     def compared(file: Path, name: str, **more: Any) -> Row:
@@ -115,12 +130,13 @@ def measure(model: Model, folder: Path, threads: int, rounds: int, records: bool
             **more,
         )
 
-    rows = [compared(ours, "graphopt's file"), compared(theirs, "ONNX Runtime's file")]
-    latency = [row.subject.latency / medians(row)["openvino"] for row in rows if row.ok]
-    faster = theirs if len(latency) == 2 and latency[1] < latency[0] else ours
-    files = {"graphopt": ours, "onnxruntime": theirs, "openvino": faster}
+    rows = {tool: compared(file, f"{tool}'s file") for tool, file in files.items()}
+    openvino = {
+        tool: row.subject.latency / medians(row)["openvino"] for tool, row in rows.items() if row.ok
+    }
+    fastest = min(openvino, key=lambda tool: openvino[tool], default="graphopt")
     # Quantized differently, they differ by design: how far is told apart.
-    own = compared(path, "each its own", files=files)
+    own = compared(path, "each its own", files={**files, "openvino": files[fastest]})
     floats = bench(
         path,
         vs=(),
@@ -134,13 +150,12 @@ def measure(model: Model, folder: Path, threads: int, rounds: int, records: bool
     return Result(
         model.name,
         1e3 * own.subject.latency,
-        medians(rows[0]),
-        medians(rows[1]),
+        {tool: medians(row) for tool, row in rows.items()},
         medians(own),
         floats.subject.latency / own.subject.latency,
-        (sqnr(path, ours, data[0]), sqnr(path, theirs, data[0])),
-        tuple(failure for row in (*rows, own, floats) for failure in row.failures)
-        + tuple(failure for row in rows for failure in too_far(row)),
+        {tool: sqnr(path, file, data[0]) for tool, file in files.items()},
+        tuple(failure for row in (*rows.values(), own, floats) for failure in row.failures)
+        + tuple(failure for row in rows.values() for failure in too_far(row)),
     )
 
 
@@ -158,24 +173,28 @@ def too_far(row: Row) -> list[str]:
 
 def table(results: Sequence[Result]) -> Table:
     """All results, and the means of what is faster of the peers."""
-    head = ["model", "ms", "our file: ÷ ORT", "÷ OV", "its file: ÷ ORT", "÷ OV"]
-    head += ["own files: ÷ ORT", "÷ OV", "× float", "dB ours", "dB ORT's"]
-    made = Table(*head, title="int8: latency of graphopt ÷ peer (below 1: graphopt is faster)")
-    settings = ("ours", "theirs", "own")
-    for result in results:
-        ratios = [getattr(result, each).get(peer) for each in settings for peer in PEERS]
+    settings = {f"{NAMES[tool]} file": [r.files.get(tool, {}) for r in results] for tool in TOOLS}
+    settings["own files"] = [r.own for r in results]
+    head = [f"{name}: ÷ {short}" for name in settings for short in ("ORT", "OV")]
+    quality = [f"dB {NAMES[tool]}" for tool in TOOLS]
+    made = Table("model", "ms", *head, "× float", *quality)
+    made.title = "int8: latency of graphopt ÷ peer (below 1: graphopt is faster)"
+    for index, result in enumerate(results):
+        ratios = [rows[index].get(peer) for rows in settings.values() for peer in PEERS]
         made.add_row(
             result.model,
             f"{result.milliseconds:.3g}",
             *("–" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             f"{result.to_float:.2f}",
-            *(f"{each:.1f}" for each in result.sqnr),
+            *(f"{result.sqnr[tool]:.1f}" if tool in result.sqnr else "–" for tool in TOOLS),
         )
-    means = [
-        geometric_mean([max(getattr(r, each).values()) for r in results if getattr(r, each)] or [1])
-        for each in settings
-    ]
-    made.caption = "geometric means ÷ the faster peer: " + ", ".join(f"{m:.2f}" for m in means)
+    means = {
+        name: geometric_mean([max(ratios.values()) for ratios in rows if ratios] or [1])
+        for name, rows in settings.items()
+    }
+    made.caption = "geometric means ÷ the faster peer: " + ", ".join(
+        f"{name} {mean:.2f}" for name, mean in means.items()
+    )
     return made
 
 
