@@ -1,7 +1,7 @@
 """Products of four unsigned with four signed bytes, added to int32 sums, as vectors of a processor.
 
-Never the instruction that saturates sums of two products to 16 bits: where x86 has none that adds
-four exactly (VNNI), bytes are widened to 16 bits, of which pairs are multiplied and added exactly.
+Where x86 has no instruction that adds four products exactly (VNNI), bytes are widened to 16 bits,
+of which pairs are multiplied and added: byte_halves.py, which has a faster way for whole tiles.
 aarch64 without i8mm multiplies signed bytes only: it takes the unsigned ones less 128, and what is
 missing then, 128 times the sum of the weights, is added behind.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from tvm import tirx
 
+from schedules.byte_halves import PAIRS, add_pairs, signed_pairs, unsigned_pairs
 from schedules.interface import PrimExpr, TargetTraits
 
-_MULTIPLY_PAIRS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}
 _MULTIPLY_BYTES = {
     16: "avx512.vpdpbusd.512",
     8: "avx512.vpdpbusd.256",
@@ -26,7 +26,7 @@ def can_multiply(traits: TargetTraits) -> bool:
     """Whether there are instructions for this processor here."""
     if traits.arch == "aarch64":
         return traits.dotprod or traits.i8mm
-    return traits.arch == "x86_64" and traits.lanes in _MULTIPLY_PAIRS
+    return traits.arch == "x86_64" and traits.lanes in _MULTIPLY_BYTES
 
 
 def shifted(traits: TargetTraits) -> bool:
@@ -108,21 +108,12 @@ def _multiplied(
     """sums[i] + Σ of unsigned[4 · i + j] · signed[4 · i + j] over j < 4, on x86."""
     if traits.vnni:
         return _call(f"x86.{_MULTIPLY_BYTES[lanes]}", f"int32x{lanes}", sums, unsigned, signed)
-    pairs = f"int16x{2 * lanes}"
-
-    def constant(value: int) -> PrimExpr:
-        return tirx.Broadcast(tirx.const(value, "int16"), 2 * lanes)
-
-    # Of each two bytes in a row the first is the lower half of 16 bits, the second the upper.
-    halves, wide = tirx.reinterpret(pairs, unsigned), tirx.reinterpret(pairs, signed)
-    eight = constant(8)
-    first = halves & constant(255)
-    second = tirx.bitwise_and(tirx.shift_right(halves, eight), constant(255))
-    low = tirx.shift_right(tirx.shift_left(wide, eight), eight)
-    high = tirx.shift_right(wide, eight)
-    multiply = f"x86.{_MULTIPLY_PAIRS[lanes]}"
-    sums = sums + _call(multiply, f"int32x{lanes}", first, low)
-    return sums + _call(multiply, f"int32x{lanes}", second, high)
+    words = tirx.reinterpret(f"int32x{lanes}", unsigned)
+    kind = f"int16x{PAIRS * lanes}"
+    both = zip(unsigned_pairs(words, lanes), signed_pairs(signed, lanes), strict=True)
+    for left, right in both:
+        sums = add_pairs(sums, tirx.reinterpret(kind, left), right, lanes)
+    return sums
 
 
 def add_words(sums: PrimExpr, words: PrimExpr, weights: PrimExpr, traits: TargetTraits) -> PrimExpr:

@@ -15,6 +15,7 @@ from tvm import tirx
 
 from schedules import amx, nest
 from schedules.byte_dots import add_products, add_weights, can_multiply, shifted
+from schedules.byte_halves import Halves, has_pairs
 from schedules.interface import PrimExpr, TargetTraits
 from schedules.nest import Buffer, Stmt
 
@@ -43,13 +44,20 @@ class TilePlan:
         if traits.amx:
             return self.tiles * self.vectors + self.tiles + self.vectors <= amx.TILES
         parts = self.vectors * COLUMNS // traits.lanes
-        rows = self.rows + 1 + shifted(traits)
-        return self.tiles == 1 and rows * parts + 3 <= traits.vector_registers
+        return self.tiles == 1 and self.rows <= most_rows(parts, traits)
 
     @property
     def panel(self) -> int:
         """Columns that are summed at once."""
         return self.vectors * COLUMNS
+
+
+def most_rows(parts: int, traits: TargetTraits) -> int:
+    """Rows of `parts` vectors of sums for which there are registers."""
+    if has_pairs(traits):
+        # Beside the sums: a pair of each vector of weights, one of the data, and their product.
+        return (traits.vector_registers - 2) // parts - 1
+    return (traits.vector_registers - 3) // parts - 1 - shifted(traits)
 
 
 def usual_tile(width: int, parts: int, filters: int, terms: int, traits: TargetTraits) -> TilePlan:
@@ -61,8 +69,7 @@ def usual_tile(width: int, parts: int, filters: int, terms: int, traits: TargetT
     vectors = min(2 if traits.lanes == COLUMNS else 1, -(-filters // COLUMNS))
     most = MOST_ROWS
     if not traits.amx:
-        parts = vectors * COLUMNS // traits.lanes
-        most = max(1, (traits.vector_registers - 3) // parts - 1 - shifted(traits))
+        most = max(1, most_rows(vectors * COLUMNS // traits.lanes, traits))
     across = -(-width // most)
     tiles = min(2, parts * across) if traits.amx else 1
     return TilePlan(-(-width // across), terms, tiles, vectors)
@@ -124,8 +131,11 @@ def share(tile: TilePlan, steps: int, traits: TargetTraits) -> float:
         step = 1.3 * max(products, loads)
     else:
         parts = tile.vectors * COLUMNS // traits.lanes
-        each = 0.5 if traits.vnni else 2.0
-        step = tile.terms / GROUP * max(each * tile.rows * parts, 4.0) * 1.2
+        each, fixed = 0.5, 0.0
+        if has_pairs(traits):
+            # Additions have a third port, but not those of 64 bytes; weights are taken apart.
+            each, fixed = (2.0, 1.5) if traits.lanes == COLUMNS else (1.4, 1.0)
+        step = tile.terms / GROUP * max((each * tile.rows + fixed) * parts, 4.0) * 1.2
     epilogue = 10 * tile.rows * tile.tiles * tile.vectors
     macs = steps * tile.tiles * tile.rows * tile.terms * tile.panel
     return macs / (steps * step + epilogue) / (2 * traits.lanes)
@@ -199,10 +209,15 @@ class RegisterSums:
         # The row behind the last one are sums of weights, where those are needed.
         self._rows = plan.rows + shifted(traits)
         self._buffer: Buffer = nest.buffer((self._rows, plan.panel), "int32", "sums", "local")
+        self._halves: Halves | None = None
+        if has_pairs(traits):
+            words = plan.terms // GROUP
+            self._halves = Halves.of(traits.lanes, plan.rows, words, plan.panel, self._buffer)
 
     def start(self) -> Stmt:
         """See Sums."""
-        return nest.allocate(self._buffer)
+        scratch = [self._halves.scratch] if self._halves else []
+        return nest.allocate(self._buffer, *scratch)
 
     def stop(self) -> Stmt | None:
         """See Sums."""
@@ -215,21 +230,35 @@ class RegisterSums:
         zero = tirx.const(0, "int32")
 
         def columns(first: int) -> PrimExpr:
-            return tirx.Ramp(nest.integer(first), nest.integer(1), lanes)
+            return nest.ramp(first, lanes)
 
         def step(
             source: Buffer, rows: Sequence[Place], stride: int, weights: Buffer, at: Place
         ) -> Stmt:
             *outer, last = rows[0]
-            words = str(source.dtype) == "int32"
+
+            def read(row: int, first: PrimExpr | int, count: int) -> PrimExpr:
+                """Words of four bytes of a row, from word `first` of the step on."""
+                if str(source.dtype) == "int32":
+                    start = last + row * (stride // GROUP) + first
+                    return nest.read(source, *outer, nest.ramp(start, count))
+                start = last + row * stride + GROUP * first
+                read = nest.read(source, *outer, nest.ramp(start, GROUP * count))
+                return tirx.reinterpret("int32" if count == 1 else f"int32x{count}", read)
+
+            def four(k: PrimExpr, first: int) -> PrimExpr:
+                """The weights of word `k` and of `lanes` columns from `first` on."""
+                return nest.read(weights, *at, k, first, nest.ramp(0, GROUP * lanes))
+
+            if self._halves is not None:
+                return self._halves.step(read, four)
 
             def add(k: PrimExpr) -> Stmt:
                 stmts: list[Stmt] = []
                 held = []
                 for first in range(0, plan.panel, lanes):
-                    group = tirx.Ramp(nest.integer(0), nest.integer(1), GROUP * lanes)
                     weight = tirx.Var("weight", f"int8x{GROUP * lanes}")
-                    stmts.append(tirx.Bind(weight, nest.read(weights, *at, k, first, group)))
+                    stmts.append(tirx.Bind(weight, four(k, first)))
                     held.append((first, weight))
                     if shifted(self.traits):
                         total = nest.read(self._buffer, plan.rows, columns(first))
@@ -237,13 +266,7 @@ class RegisterSums:
                         stmts.append(nest.write(self._buffer, total, plan.rows, columns(first)))
                 for row in range(plan.rows):
                     word = tirx.Var("word", "int32")
-                    if words:
-                        read = nest.read(source, *outer, last + row * (stride // GROUP) + k)
-                    else:
-                        byte = last + row * stride + GROUP * k
-                        four = nest.read(source, *outer, tirx.Ramp(byte, nest.integer(1), GROUP))
-                        read = tirx.reinterpret("int32", four)
-                    stmts.append(tirx.Bind(word, read))
+                    stmts.append(tirx.Bind(word, read(row, k, 1)))
                     for first, weight in held:
                         total = nest.read(self._buffer, row, columns(first))
                         total = add_products(total, word, weight, self.traits)

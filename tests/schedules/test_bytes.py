@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-from harness import AMX, AVX2, AVX512, SSE, host_target, run_candidate, scheduled
+from harness import AMX, AVX2, AVX512, SSE, build, host_target, run_candidate, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_integer_products import convolution
@@ -18,6 +19,7 @@ from schedules import (
     conv_bytes,
     conv_bytes_depthwise,
     conv_bytes_narrow,
+    conv_bytes_winograd,
     conv_bytes_words,
     matmul_bytes,
 )
@@ -267,6 +269,48 @@ def test_convolutions(name, shape, traits):
     check(workload, candidate, traits)
 
 
+WINOGRAD: list[dict[str, Any]] = [
+    {"image": (1, 64, 9, 9), "filters": (64, 64, 3, 3), "padding": (1, 1, 1, 1)},
+    {"image": (2, 70, 6, 15), "filters": (33, 70, 3, 3), "padding": (0, 2, 1, 1)},
+    {"image": (1, 16, 4, 3), "filters": (20, 16, 3, 3)},
+]
+
+
+@pytest.mark.parametrize("traits", WAYS[3:])
+@pytest.mark.parametrize("shape", WINOGRAD, ids=str)
+def test_winograd_is_exact(shape, traits):
+    workload = requantized(conv(**shape), 1)
+    (candidate,) = conv_bytes_winograd.candidates(workload, traits)
+    check(workload, candidate, traits)
+
+
+@pytest.mark.parametrize("value", [-128, 127])
+def test_winograd_holds_the_largest_sums(value):
+    op = conv((1, 1024, 3, 3), (16, 1024, 3, 3))
+    workload = Workload(op, Epilogue((), (), "int32"))
+    inputs = [
+        np.full(sig.shape, v, sig.dtype) for sig, v in zip(op.inputs, (255, value), strict=True)
+    ]
+    (candidate,) = conv_bytes_winograd.candidates(workload, AVX2)
+    found = run_candidate(candidate, workload, inputs, AVX2)
+    np.testing.assert_array_equal(found, 9 * 1024 * 255 * value)
+
+
+def test_winograd_is_offered_for_plain_3x3_convolutions_without_vnni():
+    plain = {"image": (1, 32, 8, 8), "filters": (32, 32, 3, 3)}
+    assert conv_bytes_winograd.candidates(requantized(conv(**plain), 1), AVX2)
+    for traits in (AVX512, AMX, NEON):
+        assert not conv_bytes_winograd.candidates(requantized(conv(**plain), 1), traits)
+    for more in (
+        {"strides": (2, 1)},
+        {"dilation": (2, 2)},
+        {"filters": (32, 16, 3, 3)},
+        {"filters": (32, 32, 5, 3)},
+        {"image": (1, 1040, 4, 4), "filters": (16, 1040, 3, 3)},
+    ):
+        assert not conv_bytes_winograd.candidates(requantized(conv(**{**plain, **more}), 1), AVX2)
+
+
 @pytest.mark.parametrize("traits", WAYS)
 @pytest.mark.parametrize("output", ["int32", "float32"])
 def test_sums_that_stay_integers_or_become_floats_lie_as_float_kernels_read_them(output, traits):
@@ -300,8 +344,8 @@ def test_products(a, b, transposed, traits):
     check(workload, candidate, traits)
 
 
-@pytest.mark.parametrize("traits", [WAYS[1], WAYS[2]])
-@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("traits", WAYS[1:5])
+@settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_every_kernel_of_a_space_is_exact(traits, data):
     name, shape = data.draw(st.sampled_from(CONVOLUTIONS))
@@ -344,6 +388,48 @@ def test_code_for_another_machine_multiplies_tiles(name, shape):
     assert ("tdpbusd" in module.inspect_source("asm")) == ("tiles" in name)
 
 
+def loops(code: str) -> list[list[str]]:
+    """The innermost loops of a function: their instructions."""
+    found: list[list[str]] = []
+    labels: dict[str, int] = {}
+    lines = [line for line in code.splitlines() if not line.startswith(".Ltmp")]
+    for i, line in enumerate(lines):
+        if label := re.match(r"(\.LBB\w+):", line):
+            labels = {label[1]: i}  # a jump back to another one encloses a loop
+        jump = re.match(r"\s+j\w+\s+(\.LBB\w+)", line)
+        if jump and jump[1] in labels:
+            found.append(lines[labels[jump[1]] + 1 : i])
+    return found
+
+
+@pytest.mark.parametrize("traits", WAYS[3:])
+@pytest.mark.parametrize(
+    "op",
+    [
+        conv((1, 64, 12, 12), (64, 64, 3, 3), padding=(1, 1, 1, 1)),
+        conv((1, 64, 12, 12), (64, 64, 1, 1)),
+        matmul((24, 256), (256, 64), False),
+    ],
+    ids=["conv", "pointwise", "matmul"],
+)
+def test_pairs_are_multiplied_without_saturation_and_sums_stay_in_registers(op, traits):
+    workload = requantized(op, -1 if op.kind == "matmul" else 1)
+    (candidate,) = [
+        c for family in (*FAMILIES, matmul_bytes) for c in family.candidates(workload, traits)
+    ]
+    code = build(candidate, traits).inspect_source("asm")
+    assert "pmaddubsw" not in code
+    products = [body for body in loops(code) if any("pmaddwd" in line for line in body)]
+    assert products
+    for body in products:
+        stores = [line for line in body if re.search(r"mov\w+\s+%[xyz]mm\d+, .*\(", line)]
+        assert not stores, "a sum that leaves its register costs as much as its products"
+        multiplied = sum("pmaddwd" in line for line in body)
+        widened = [line for line in body if re.search(r"vps[lr][al]w|psraw|psllw|pmov[sz]x", line)]
+        # Of weights, which all rows share; the rows are taken apart elsewhere.
+        assert len(widened) <= multiplied
+
+
 @given(st.integers(1, 5000))
 def test_blocks_of_channels_are_short_and_hardly_padded(channels):
     block = channel_block(channels)
@@ -361,3 +447,8 @@ def test_a_plan_may_not_use_more_registers_than_there_are():
     assert TilePlan(13, 64, 1, 2).fits(AVX512)
     assert not TilePlan(14, 64, 1, 2).fits(AVX512)
     assert not TilePlan(8, 64, 2, 1).fits(AVX512)
+    pairs = replace(AVX512, vnni=False)
+    assert TilePlan(14, 64, 1, 2).fits(pairs)
+    assert not TilePlan(15, 64, 1, 2).fits(pairs)
+    assert TilePlan(6, 64, 1, 1).fits(AVX2)
+    assert not TilePlan(7, 64, 1, 1).fits(AVX2)
