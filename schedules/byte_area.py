@@ -18,6 +18,7 @@ def padded_area(
     blocks: tuple[PrimExpr | int, int],
     rows: tuple[PrimExpr, int],
     pad: int,
+    vector: tuple[PrimExpr, int] | None = None,
 ) -> tuple[Buffer, Stmt]:
     """Scratch (block, row, column, lane), and the statement that fills it.
 
@@ -26,14 +27,18 @@ def padded_area(
         blocks: the first block of channels, and how many.
         rows: the first row of the output, and how many.
         pad: what padding reads as.
+        vector: the first lane of each block, and how many, of which the scratch is float32; all of
+            them, as bytes, where it is None.
     """
-    (first_block, count), (y, rows_out), block = blocks, rows, int(source.shape[-1])
+    (first_block, count), (y, rows_out) = blocks, rows
+    first_lane, block = vector or (nest.integer(0), int(source.shape[-1]))
+    kind = "float32" if vector else "uint8"
     high, wide = (
         (size - 1) * conv.strides[i] + (conv.kernel[i] - 1) * conv.dilation[i] + 1
         for i, size in enumerate((rows_out, conv.out_width))
     )
     top, left = conv.padding[:2]
-    area = scratch((count, high, wide, block), "uint8", "area")
+    area = scratch((count, high, wide, block), kind, "area")
     copied = min(conv.width, wide - left)
 
     def run(
@@ -43,9 +48,10 @@ def padded_area(
 
         def put(i: PrimExpr) -> Stmt:
             column, lane = i // block, i % block
-            value = tirx.const(pad, "uint8")
+            value = tirx.const(pad, kind)
             if line is not None:
-                value = nest.read(source, n, first_block + b, line, column, lane)
+                value = nest.read(source, n, first_block + b, line, column, first_lane + lane)
+                value = tirx.Cast(kind, tirx.Cast("int32", value)) if vector else value
             return nest.write(area, value, b, row, first + column, lane)
 
         return over_vectors(pixels * block, min(64, block), put)
