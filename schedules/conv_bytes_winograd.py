@@ -1,10 +1,9 @@
 """3×3 convolutions of bytes by Winograd's F(2×2, 3×3) in 16-bit integers, with exact int32 sums.
 
-From Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): 16 products for 36.
-Transformed data are sums of four bytes. Transformed weights, taken four times as large, are whole
-numbers below 1153 in size. Both fit 16 bits, of which x86 without VNNI multiplies and adds pairs at
-the rate of floats; the result, four times the sum, is shifted back. With VNNI the direct kernel
-multiplies twice as fast and gains more.
+16 products for 36 (byte_winograd.py). Transformed data are sums of four bytes; transformed weights,
+taken four times as large, are whole numbers below 1153 in size. Both fit 16 bits, of which x86
+without VNNI multiplies and adds pairs at the rate of floats; the result, four times the sum, is
+shifted back. VNNI multiplies bytes four times as fast as that, which gains more.
 
 A task takes a band of the output's rows: it transforms what the band reads, then, for one panel of
 filters after the other, multiplies each of the 16 matrices and transforms their products.
@@ -14,12 +13,10 @@ Numerics: exact; four times a sum stays within 32 bits for up to MOST_CHANNELS c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from schedules import nest
@@ -28,6 +25,7 @@ from schedules.byte_convs import FEWEST_CHANNELS, bytes_conv, output_layout
 from schedules.byte_frame import Frame
 from schedules.byte_halves import PAIRS, add_pairs, has_pairs
 from schedules.byte_tiles import COLUMNS, most_rows
+from schedules.byte_winograd import IN, OUT, POINTS, Held, TransformedWeights, results, transformed
 from schedules.conv_common import Conv, ceil_div, traffic
 from schedules.conv_loops import parallel_grid
 from schedules.epilogue import operand_layouts
@@ -46,32 +44,6 @@ from schedules.vectors import scratch
 
 MOST_CHANNELS = 1024
 """4 · 9 · 255 · 128 times as many are below 2³¹."""
-_OUT, _IN = 2, 4
-_POINTS = _IN * _IN
-_WEIGHTS = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int32)
-"""Twice the transform of a filter's axis."""
-
-
-@dataclass(frozen=True)
-class TransformedWeights:
-    """Packs int8 (O,C,3,3) as (panels, 16, depth / 2, panel, 4): of pairs of channels of a filter,
-    four times its transform, as the bytes of 16-bit integers."""
-
-    depth: int
-    panel: int
-
-    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """See the class."""
-        panels, _, pairs, panel, _ = self.packed_shape(array.shape)
-        wide = np.zeros((panels * panel, self.depth, _IN, _IN), "<i2")
-        wide[: array.shape[0], : array.shape[1]] = _WEIGHTS @ array.astype(np.int32) @ _WEIGHTS.T
-        split = wide.reshape(panels, panel, pairs, PAIRS, _POINTS)
-        return np.ascontiguousarray(split.transpose(0, 4, 2, 1, 3)).view(np.int8)
-
-    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of pack()'s result."""
-        panels = ceil_div(shape[0], self.panel)
-        return (panels, _POINTS, self.depth // PAIRS, self.panel, 2 * PAIRS)
 
 
 class _Kernel:
@@ -82,7 +54,7 @@ class _Kernel:
         self.block, self.panel = channel_block(conv.channels), vectors * COLUMNS
         self.blocks = ceil_div(conv.channels, self.block)
         self.depth = self.blocks * self.block
-        self.across, self.down = ceil_div(conv.out_width, _OUT), ceil_div(conv.out_height, _OUT)
+        self.across, self.down = ceil_div(conv.out_width, OUT), ceil_div(conv.out_height, OUT)
         weights = TransformedWeights(self.depth, self.panel)
         target = output_layout(workload, traits)
         self.frame = Frame(workload, Layout(self.block), weights, target)
@@ -91,7 +63,7 @@ class _Kernel:
         """The finished function."""
         traits = self.traits
         # What a band transforms, and the products of a panel, share half of the second cache.
-        row = self.across * _POINTS * (2 * self.depth + 4 * self.panel)
+        row = self.across * POINTS * (2 * self.depth + 4 * self.panel)
         tasks = 1 if traits.threads == 1 else 2 * traits.threads
         rows = min(max(1, traits.l2_bytes // 2 // row), ceil_div(self.down, tasks))
         bands = Split.of(self.down, rows)
@@ -104,12 +76,12 @@ class _Kernel:
     def band(self, n: PrimExpr, first: PrimExpr, rows: int) -> Stmt:
         """`rows` rows of tiles of the output from `first` on."""
         conv, tiles = self.conv, rows * self.across
-        whole = replace(conv, out_width=_OUT * self.across)
+        whole = replace(conv, out_width=OUT * self.across)
         pad = int(self.workload.op.attr("pad_value"))
-        lines, blocks = (first * _OUT, rows * _OUT), (nest.integer(0), self.blocks)
+        lines, blocks = (first * OUT, rows * OUT), (nest.integer(0), self.blocks)
         area, fill = padded_area(self.frame.source, whole, n, blocks, lines, pad)
-        data = scratch((_POINTS, tiles, self.depth // PAIRS), "int32", "data")
-        products = scratch((_POINTS, tiles, self.panel), "int32", "products")
+        data = scratch((POINTS, tiles, self.depth // PAIRS), "int32", "data")
+        products = scratch((POINTS, tiles, self.panel), "int32", "products")
 
         def each_tile(body: Any) -> Stmt:
             return nest.serial(
@@ -118,7 +90,7 @@ class _Kernel:
 
         def panel(o: PrimExpr) -> Stmt:
             return nest.sequence(
-                nest.serial(_POINTS, lambda p: self.multiply(data, products, o, p, tiles), "p"),
+                nest.serial(POINTS, lambda p: self.multiply(data, products, o, p, tiles), "p"),
                 each_tile(lambda r, x: self.finish(products, n, o, first + r, x, r)),
             )
 
@@ -137,33 +109,35 @@ class _Kernel:
 
         def part(i: PrimExpr) -> Stmt:
             block, lane = i // each, i % each * COLUMNS
-            held = _Held(kind)
+            held = Held(kind)
             pixels = [
                 [
                     held(
                         tirx.Cast(
                             kind,
                             nest.read(
-                                area, block, r * _OUT + y, x * _OUT + c, nest.ramp(lane, COLUMNS)
+                                area, block, r * OUT + y, x * OUT + c, nest.ramp(lane, COLUMNS)
                             ),
                         )
                     )
-                    for c in range(_IN)
+                    for c in range(IN)
                 ]
-                for y in range(_IN)
+                for y in range(IN)
             ]
-            lines = zip(*[_data(column, held) for column in zip(*pixels, strict=True)], strict=True)
+            lines = zip(
+                *[transformed(column, held) for column in zip(*pixels, strict=True)], strict=True
+            )
             words = COLUMNS // PAIRS
             stores = [
                 nest.write(
                     data,
                     tirx.reinterpret(f"int32x{words}", value),
-                    y * _IN + c,
+                    y * IN + c,
                     r * self.across + x,
                     nest.ramp(i * words, words),
                 )
                 for y, line in enumerate(lines)
-                for c, value in enumerate(_data(line, held))
+                for c, value in enumerate(transformed(line, held))
             ]
             return nest.sequence(*held.stmts, *stores)
 
@@ -183,7 +157,7 @@ class _Kernel:
             places = [(row, column) for row in range(rows) for column in columns]
 
             def pair(k: PrimExpr) -> Stmt:
-                held = _Held(kind)
+                held = Held(kind)
                 weights = [
                     held(
                         tirx.reinterpret(
@@ -228,58 +202,34 @@ class _Kernel:
     ) -> Stmt:
         """Store the epilogue of four sums of each filter."""
         conv, kind = self.conv, f"int32x{COLUMNS}"
-        sums = nest.buffer((_OUT * _OUT, self.panel), "int32", "results", "local")
+        sums = nest.buffer((OUT * OUT, self.panel), "int32", "results", "local")
         two = tirx.Broadcast(tirx.const(2, "int32"), COLUMNS)
         stmts = [nest.allocate(sums)]
         for v in range(self.vectors):
-            held, lanes = _Held(kind), nest.ramp(v * COLUMNS, COLUMNS)
+            held, lanes = Held(kind), nest.ramp(v * COLUMNS, COLUMNS)
             points = [
                 [
-                    held(nest.read(products, y * _IN + c, r * self.across + x, lanes))
-                    for c in range(_IN)
+                    held(nest.read(products, y * IN + c, r * self.across + x, lanes))
+                    for c in range(IN)
                 ]
-                for y in range(_IN)
+                for y in range(IN)
             ]
-            lines = zip(*[_result(column) for column in zip(*points, strict=True)], strict=True)
+            lines = zip(*[results(column) for column in zip(*points, strict=True)], strict=True)
             stmts += held.stmts
             stmts += [
-                nest.write(sums, tirx.shift_right(value, two), y * _OUT + c, lanes)
+                nest.write(sums, tirx.shift_right(value, two), y * OUT + c, lanes)
                 for y, line in enumerate(lines)
-                for c, value in enumerate(_result(line))
+                for c, value in enumerate(results(line))
             ]
-        for p in range(_OUT * _OUT):
-            at = (tile * _OUT + p // _OUT, x * _OUT + p % _OUT)
+        for p in range(OUT * OUT):
+            at = (tile * OUT + p // OUT, x * OUT + p % OUT)
             stored = self.frame.channels(
                 o, self.vectors, (n,), at, lambda c, p=p: nest.read(sums, p, c)
             )
             for position, extent in zip(at, (conv.out_height, conv.out_width), strict=True):
-                stored = nest.branch(extent % _OUT == 0 or position < extent, stored)
+                stored = nest.branch(extent % OUT == 0 or position < extent, stored)
             stmts.append(stored)
         return nest.sequence(*stmts)
-
-
-class _Held:
-    """Statements that bind values, so that each is computed once."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind, self.stmts = kind, list[Stmt]()
-
-    def __call__(self, value: PrimExpr) -> PrimExpr:
-        var = tirx.Var("held", self.kind)
-        self.stmts.append(tirx.Bind(var, value))
-        return var
-
-
-def _data(line: Sequence[PrimExpr], held: _Held) -> list[PrimExpr]:
-    """The transform of four numbers of the image."""
-    a, b, c, d = line
-    return [held(value) for value in (a - c, b + c, c - b, b - d)]
-
-
-def _result(line: Sequence[PrimExpr]) -> list[PrimExpr]:
-    """Two results of four products."""
-    a, b, c, d = line
-    return [a + b + c, b - c - d]
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -312,7 +262,7 @@ def _share(kernel: _Kernel) -> float:
     conv, lanes = kernel.conv, kernel.traits.lanes
     filters = ceil_div(conv.filters, kernel.panel) * kernel.panel
     each = 1.2 if lanes == COLUMNS else 0.85  # additions have a third port, but for 64 bytes
-    products = _POINTS * kernel.depth / PAIRS * filters / lanes * each
+    products = POINTS * kernel.depth / PAIRS * filters / lanes * each
     transforms = kernel.depth * 40 / lanes + filters * 100 / lanes
     cycles = conv.batch * kernel.across * kernel.down * (products + transforms)
     return conv.macs / (2 * lanes) / cycles
