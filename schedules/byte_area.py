@@ -18,7 +18,6 @@ def padded_area(
     blocks: tuple[PrimExpr | int, int],
     rows: tuple[PrimExpr, int],
     pad: int,
-    vector: tuple[PrimExpr, int] | None = None,
 ) -> tuple[Buffer, Stmt]:
     """Scratch (block, row, column, lane), and the statement that fills it.
 
@@ -27,18 +26,14 @@ def padded_area(
         blocks: the first block of channels, and how many.
         rows: the first row of the output, and how many.
         pad: what padding reads as.
-        vector: the first lane of each block, and how many, of which the scratch is float32; all of
-            them, as bytes, where it is None.
     """
-    (first_block, count), (y, rows_out) = blocks, rows
-    first_lane, block = vector or (nest.integer(0), int(source.shape[-1]))
-    kind = "float32" if vector else "uint8"
+    (first_block, count), (y, rows_out), block = blocks, rows, int(source.shape[-1])
     high, wide = (
         (size - 1) * conv.strides[i] + (conv.kernel[i] - 1) * conv.dilation[i] + 1
         for i, size in enumerate((rows_out, conv.out_width))
     )
     top, left = conv.padding[:2]
-    area = scratch((count, high, wide, block), kind, "area")
+    area = scratch((count, high, wide, block), "uint8", "area")
     copied = min(conv.width, wide - left)
 
     def run(
@@ -48,10 +43,9 @@ def padded_area(
 
         def put(i: PrimExpr) -> Stmt:
             column, lane = i // block, i % block
-            value = tirx.const(pad, kind)
+            value = tirx.const(pad, "uint8")
             if line is not None:
-                value = nest.read(source, n, first_block + b, line, column, first_lane + lane)
-                value = tirx.Cast(kind, tirx.Cast("int32", value)) if vector else value
+                value = nest.read(source, n, first_block + b, line, column, lane)
             return nest.write(area, value, b, row, first + column, lane)
 
         return over_vectors(pixels * block, min(64, block), put)

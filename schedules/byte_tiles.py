@@ -243,8 +243,8 @@ class RegisterSums:
                     start = last + row * (stride // GROUP) + first
                     return nest.read(source, *outer, nest.ramp(start, count))
                 start = last + row * stride + GROUP * first
-                read = nest.read(source, *outer, nest.ramp(start, GROUP * count))
-                return tirx.reinterpret("int32" if count == 1 else f"int32x{count}", read)
+                value = nest.read(source, *outer, nest.ramp(start, GROUP * count))
+                return tirx.reinterpret("int32" if count == 1 else f"int32x{count}", value)
 
             def four(k: PrimExpr, first: int) -> PrimExpr:
                 """The weights of word `k` and of `lanes` columns from `first` on."""

@@ -1,9 +1,9 @@
 """Depthwise convolution of unsigned bytes with constant signed bytes, with exact int32 sums.
 
-A task takes a band of rows of one block of channels, one vector of channels after the other: what
-it reads is copied into scratch as float32, padding included, so that no tap is tested and no pixel
-converted twice. A tile of neighbouring outputs of a row is summed in registers as float32, which
-holds these integers exactly: each pixel that is loaded meets all of its columns' weights.
+A task copies the rows that it reads of one block of channels into scratch, padding included, so
+that no tap is tested. A tile of neighbouring outputs of a row and one vector of channels is summed
+in registers as float32, which holds these integers exactly: each pixel is converted once per row of
+taps and meets all of its columns' weights.
 
 Numerics: exact, for fewer than 2²⁴ / 2¹⁵ = 512 taps.
 """
@@ -77,69 +77,58 @@ class _Kernel:
 
     def band(self, n: PrimExpr, block: PrimExpr, y: PrimExpr, rows: int) -> Stmt:
         """`rows` rows of the output from `y` on, of one block of channels."""
-        return nest.serial(
-            self.block // COLUMNS, lambda v: self.vector(n, block, y, rows, v), "vector"
-        )
-
-    def vector(self, n: PrimExpr, block: PrimExpr, y: PrimExpr, rows: int, v: PrimExpr) -> Stmt:
-        """Vector `v` of the block, of the same rows."""
         conv = self.conv
         pad = int(self.workload.op.attr("pad_value"))
-        lanes = (v * COLUMNS, COLUMNS)
-        area, fill = padded_area(self.frame.source, conv, n, (block, 1), (y, rows), pad, lanes)
-        weights = nest.buffer((*conv.kernel, COLUMNS), "float32", "floats", "local")
+        area, fill = padded_area(self.frame.source, conv, n, (block, 1), (y, rows), pad)
         tiles = Split.of(conv.out_width, self.plan.pixels)
 
-        def convert(kh: PrimExpr, kw: PrimExpr) -> Stmt:
-            read = nest.read(self.frame.weights, block, kh, kw, nest.ramp(v * COLUMNS, COLUMNS))
-            value = tirx.Cast(f"float32x{COLUMNS}", tirx.Cast(f"int32x{COLUMNS}", read))
-            return nest.write(weights, value, kh, kw, nest.ramp(0, COLUMNS))
-
         def row(r: PrimExpr) -> Stmt:
-            def tile(x: PrimExpr, count: int) -> Stmt:
-                at = (n, block * (self.block // COLUMNS) + v, y + r)
-                return self.tile(area, weights, at, r, x, count)
+            def vector(v: PrimExpr) -> Stmt:
+                def tile(part: PrimExpr) -> Stmt:
+                    return tiles.part(
+                        part,
+                        lambda x, count: self.tile(area, n, block, y, r, v, x, count),
+                    )
 
-            return nest.serial(tiles.count, lambda part: tiles.part(part, tile), "tile")
+                return nest.serial(tiles.count, tile, "tile")
 
-        return nest.sequence(
-            nest.allocate(area, weights),
-            fill,
-            nest.serial(
-                conv.kernel[0],
-                lambda kh: nest.serial(conv.kernel[1], lambda kw: convert(kh, kw), "kw"),
-                "kh",
-            ),
-            nest.serial(rows, row, "row"),
-        )
+            return nest.serial(self.block // COLUMNS, vector, "vector")
+
+        return nest.sequence(nest.allocate(area), fill, nest.serial(rows, row, "row"))
 
     def tile(
         self,
         area: Buffer,
-        floats: Buffer,
-        at: tuple[PrimExpr, PrimExpr, PrimExpr],
+        n: PrimExpr,
+        block: PrimExpr,
+        y: PrimExpr,
         r: PrimExpr,
+        v: PrimExpr,
         x: PrimExpr,
         count: int,
     ) -> Stmt:
-        """`count` outputs from column `x` on, of row `r` of the band; `at` is which image, vector
-        of channels and row of the output that is."""
+        """`count` outputs of row `y + r` from column `x` on, of vector `v` of the block."""
         conv = self.conv
         sums = nest.buffer((count, COLUMNS), "float32", "sums", "local")
-        own = nest.ramp(0, COLUMNS)
+        lanes = tirx.Ramp(v * COLUMNS, nest.integer(1), COLUMNS)
+        own = tirx.Ramp(nest.integer(0), nest.integer(1), COLUMNS)
+
+        def floats(value: PrimExpr) -> PrimExpr:
+            return tirx.Cast(f"float32x{COLUMNS}", tirx.Cast(f"int32x{COLUMNS}", value))
 
         def line(kh: PrimExpr) -> Stmt:
             stmts: list[Stmt] = []
             weights = []
             for kw in range(conv.kernel[1]):
                 weight = tirx.Var("weight", f"float32x{COLUMNS}")
-                stmts.append(tirx.Bind(weight, nest.read(floats, kh, kw, own)))
+                read = nest.read(self.frame.weights, block, kh, kw, lanes)
+                stmts.append(tirx.Bind(weight, floats(read)))
                 weights.append(weight)
             for column, pairs in readers(conv, count):
                 pixel = tirx.Var("pixel", f"float32x{COLUMNS}")
                 line = r * conv.strides[0] + kh * conv.dilation[0]
-                read = nest.read(area, 0, line, x * conv.strides[1] + column, own)
-                stmts.append(tirx.Bind(pixel, read))
+                read = nest.read(area, 0, line, x * conv.strides[1] + column, lanes)
+                stmts.append(tirx.Bind(pixel, floats(read)))
                 for p, kw in pairs:
                     total = nest.read(sums, p, own) + pixel * weights[kw]
                     stmts.append(nest.write(sums, total, p, own))
@@ -151,11 +140,11 @@ class _Kernel:
         )
         reduction = nest.serial(conv.kernel[0], line, "kh")
 
-        n, group, row = at
+        group = block * (self.block // COLUMNS) + v
 
         def store(p: PrimExpr) -> Stmt:
             return self.frame.channels(
-                group, 1, (n,), (row, x + p), lambda c: tirx.Cast("int32", nest.read(sums, p, c))
+                group, 1, (n,), (y + r, x + p), lambda c: tirx.Cast("int32", nest.read(sums, p, c))
             )
 
         return nest.sequence(nest.allocate(sums), clear, reduction, nest.unrolled(count, store))
@@ -171,12 +160,6 @@ def readers(conv: Conv, count: int) -> list[tuple[int, list[tuple[int, int]]]]:
     return sorted(found.items())
 
 
-def _least_bands(conv: Conv, traits: TargetTraits) -> int:
-    """Bands for which the scratch of one fits half of the second cache, halos left aside."""
-    floats = COLUMNS * conv.out_width * conv.out_height * conv.strides[0] * conv.strides[1]
-    return ceil_div(4 * floats, traits.l2_bytes // 2)
-
-
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
     """The kernel for a conv_integer with as many groups as input and output channels."""
     conv = bytes_conv(workload, traits)
@@ -185,11 +168,11 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
     most = max(1, traits.vector_registers // 2 * traits.lanes // COLUMNS)
     values = {
         "pixels": ceil_div(conv.out_width, ceil_div(conv.out_width, most)),
-        "bands": min(conv.out_height, max(2 * traits.threads, _least_bands(conv, traits))),
+        "bands": min(conv.out_height, ceil_div(2 * traits.threads, 1)),
     }
     knobs = (
         Knob("pixels", tuple(range(1, min(conv.out_width, traits.vector_registers - 8) + 1))),
-        Knob("bands", tuple(range(1, max(4 * traits.threads, values["bands"]) + 1))),
+        Knob("bands", tuple(range(1, 4 * traits.threads + 1))),
     )
     if values["pixels"] * conv.kernel[1] > _MAX_STATEMENTS:
         return ()

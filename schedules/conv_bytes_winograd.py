@@ -223,9 +223,8 @@ class _Kernel:
             ]
         for p in range(OUT * OUT):
             at = (tile * OUT + p // OUT, x * OUT + p % OUT)
-            stored = self.frame.channels(
-                o, self.vectors, (n,), at, lambda c, p=p: nest.read(sums, p, c)
-            )
+            result = partial(nest.read, sums, p)
+            stored = self.frame.channels(o, self.vectors, (n,), at, result)
             for position, extent in zip(at, (conv.out_height, conv.out_width), strict=True):
                 stored = nest.branch(extent % OUT == 0 or position < extent, stored)
             stmts.append(stored)
