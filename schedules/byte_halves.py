@@ -27,6 +27,10 @@ PAIRS = 2
 
 Words = Callable[[int, int, int], PrimExpr]
 """int32: of a row, `count` words of four unsigned bytes from word `first` on."""
+Pairs = Callable[[int, int, PrimExpr], PrimExpr]
+"""int32: the even (0) or odd (1) bytes of a row's word."""
+Weights = Callable[[PrimExpr, int], PrimExpr]
+"""int8: a word of each of a vector of columns: of a word, and from a column on."""
 
 
 def has_pairs(traits: TargetTraits) -> bool:
@@ -51,6 +55,11 @@ def unsigned_pairs(words: PrimExpr, lanes: int) -> tuple[PrimExpr, PrimExpr]:
 
     even = words & constant(_EVEN)
     return even, tirx.shift_right(words, constant(8)) & constant(_EVEN)
+
+
+def word_parts(word: PrimExpr, traits: TargetTraits) -> tuple[PrimExpr, ...]:
+    """What is kept of a word that several rows read: itself, or its pairs, taken apart once."""
+    return unsigned_pairs(word, 1) if has_pairs(traits) else (word,)
 
 
 def add_pairs(sums: PrimExpr, left: PrimExpr, right: PrimExpr, lanes: int) -> PrimExpr:
@@ -80,23 +89,23 @@ class Halves:
         scratch = nest.buffer((PAIRS, rows, words), "int32", "halves", "local")
         return cls(lanes, rows, words, panel, sums, scratch)
 
-    def step(self, read: Words, weights: Callable[[PrimExpr, int], PrimExpr]) -> Stmt:
-        """Add the products of one step to the sums.
-
-        Args:
-            read: the words of a row.
-            weights: int8, a word of each of `lanes` columns: of a word, and from a column on.
-        """
+    def step(self, read: Words, weights: Weights) -> Stmt:
+        """Add the products of one step, of which `read` gives the words, to the sums."""
         parts = [
             self._take_apart(read, row, *part) for row in range(self.rows) for part in self._parts()
         ]
+        products = self.multiply(partial(nest.read, self.scratch), weights)
+        return nest.sequence(*parts, products)
+
+    def multiply(self, pair: Pairs, weights: Weights) -> Stmt:
+        """Add the products of one step of rows that are taken apart already."""
         # One loop for each parity: with both in one, LLVM adds two products to a sum in an order
         # for which there are not registers enough.
         products = [
-            nest.serial(self.words, partial(self._multiply, odd, weights), "k")
+            nest.serial(self.words, partial(self._multiply, partial(pair, odd), odd, weights), "k")
             for odd in range(PAIRS)
         ]
-        return nest.sequence(*parts, *products)
+        return nest.sequence(*products)
 
     def _parts(self) -> Iterator[tuple[int, int]]:
         """The words of a row in vectors: the first of each, and how many."""
@@ -118,7 +127,11 @@ class Halves:
         )
 
     def _multiply(
-        self, odd: int, weights: Callable[[PrimExpr, int], PrimExpr], k: PrimExpr
+        self,
+        pair_of: Callable[[int, PrimExpr], PrimExpr],
+        odd: int,
+        weights: Weights,
+        k: PrimExpr,
     ) -> Stmt:
         """The products of the even or the odd bytes of word `k` of all rows."""
         kind = f"int16x{PAIRS * self.lanes}"
@@ -131,7 +144,7 @@ class Halves:
             held.append((nest.ramp(column, self.lanes), pair))
         for row in range(self.rows):
             data = tirx.Var("data", kind)
-            spread = _spread(nest.read(self.scratch, odd, row, k), self.lanes)
+            spread = _spread(pair_of(row, k), self.lanes)
             stmts.append(tirx.Bind(data, tirx.reinterpret(kind, spread)))
             for column, pair in held:
                 total = add_pairs(nest.read(self.sums, row, column), data, pair, self.lanes)

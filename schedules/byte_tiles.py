@@ -77,7 +77,8 @@ def usual_tile(width: int, parts: int, filters: int, terms: int, traits: TargetT
 
 Step: TypeAlias = "Callable[[Buffer, Sequence[Place], int, Buffer, Place], Stmt]"
 """One step: the source and where the first bytes of each tile's rows are, the bytes from a row to
-the next, the packed weights, and the leading coordinates of those (terms / 4, panel, 4) to use."""
+the next, the packed weights, and the leading coordinates of those (terms / 4, panel, 4) to use. A
+source of words (int32) has their byte_halves.word_parts() along its first axis."""
 
 
 class Sums(Protocol):
@@ -229,19 +230,18 @@ class RegisterSums:
         plan, lanes = self.plan, self.traits.lanes
         zero = tirx.const(0, "int32")
 
-        def columns(first: int) -> PrimExpr:
-            return nest.ramp(first, lanes)
-
         def step(
             source: Buffer, rows: Sequence[Place], stride: int, weights: Buffer, at: Place
         ) -> Stmt:
             *outer, last = rows[0]
 
+            def word_of(part: int, row: int, k: PrimExpr) -> PrimExpr:
+                """Of a source of words."""
+                start = last + row * (stride // GROUP) + k
+                return nest.read(source, part, *outer[1:], start)
+
             def read(row: int, first: PrimExpr | int, count: int) -> PrimExpr:
-                """Words of four bytes of a row, from word `first` of the step on."""
-                if str(source.dtype) == "int32":
-                    start = last + row * (stride // GROUP) + first
-                    return nest.read(source, *outer, nest.ramp(start, count))
+                """Words of a source of bytes, from word `first` of the step on."""
                 start = last + row * stride + GROUP * first
                 value = nest.read(source, *outer, nest.ramp(start, GROUP * count))
                 return tirx.reinterpret("int32" if count == 1 else f"int32x{count}", value)
@@ -250,8 +250,10 @@ class RegisterSums:
                 """The weights of word `k` and of `lanes` columns from `first` on."""
                 return nest.read(weights, *at, k, first, nest.ramp(0, GROUP * lanes))
 
-            if self._halves is not None:
-                return self._halves.step(read, four)
+            words = str(source.dtype) == "int32"
+            if self._halves:
+                halves = self._halves
+                return halves.multiply(word_of, four) if words else halves.step(read, four)
 
             def add(k: PrimExpr) -> Stmt:
                 stmts: list[Stmt] = []
@@ -259,18 +261,19 @@ class RegisterSums:
                 for first in range(0, plan.panel, lanes):
                     weight = tirx.Var("weight", f"int8x{GROUP * lanes}")
                     stmts.append(tirx.Bind(weight, four(k, first)))
-                    held.append((first, weight))
+                    columns = nest.ramp(first, lanes)
+                    held.append((columns, weight))
                     if shifted(self.traits):
-                        total = nest.read(self._buffer, plan.rows, columns(first))
+                        total = nest.read(self._buffer, plan.rows, columns)
                         total = add_weights(total, weight, self.traits)
-                        stmts.append(nest.write(self._buffer, total, plan.rows, columns(first)))
+                        stmts.append(nest.write(self._buffer, total, plan.rows, columns))
                 for row in range(plan.rows):
                     word = tirx.Var("word", "int32")
-                    stmts.append(tirx.Bind(word, read(row, k, 1)))
-                    for first, weight in held:
-                        total = nest.read(self._buffer, row, columns(first))
+                    stmts.append(tirx.Bind(word, word_of(0, row, k) if words else read(row, k, 1)))
+                    for columns, weight in held:
+                        total = nest.read(self._buffer, row, columns)
                         total = add_products(total, word, weight, self.traits)
-                        stmts.append(nest.write(self._buffer, total, row, columns(first)))
+                        stmts.append(nest.write(self._buffer, total, row, columns))
                 return nest.sequence(*stmts, tirx.Evaluate(0))
 
             return nest.serial(plan.terms // GROUP, add, "k")

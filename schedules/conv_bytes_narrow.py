@@ -21,6 +21,7 @@ from tvm import tirx
 from schedules import nest
 from schedules.byte_convs import bytes_conv, is_narrow, output_layout
 from schedules.byte_frame import Frame
+from schedules.byte_halves import word_parts
 from schedules.byte_tiles import (
     GROUP,
     MOST_ROWS,
@@ -131,7 +132,12 @@ class _Kernel:
                 def steps(step: Step) -> Stmt:
                     def tap(kh: PrimExpr, run: PrimExpr) -> Stmt:
                         sources: list[Place] = [
-                            (row * conv.strides[0] + kh, x * conv.strides[1] + run * self.taps, 0)
+                            (
+                                0,
+                                row * conv.strides[0] + kh,
+                                x * conv.strides[1] + run * self.taps,
+                                0,
+                            )
                             for row, x in places
                         ]
                         stride = conv.strides[1] * self.words * GROUP
@@ -165,19 +171,24 @@ class _Kernel:
         return nest.sequence(sums.start(), nest.allocate(area), fill, loop, sums.stop())
 
     def copied(self, n: PrimExpr, y: PrimExpr, rows: int) -> tuple[Buffer, Stmt]:
-        """Scratch (row, column, word of four channels) for what a band reads, and what fills it."""
+        """Scratch (part, row, column, word of four channels) for what a band reads, and what fills
+        it."""
         conv, words = self.conv, self.words
         high = (rows - 1) * conv.strides[0] + conv.kernel[0]
         top, left = conv.padding[:2]
-        area = scratch((high, self.wide, words), "int32", "area")
         pad = int(self.workload.op.attr("pad_value"))
+        padded = tirx.const(int.from_bytes(bytes([pad] * GROUP), "little", signed=True), "int32")
+        count = len(word_parts(padded, self.traits))
+        area = scratch((count, high, self.wide, words), "int32", "area")
         copied = min(conv.width, self.wide - left)
+
+        def write(value: PrimExpr, *where: PrimExpr | int) -> Stmt:
+            parts = enumerate(word_parts(value, self.traits))
+            return nest.sequence(*[nest.write(area, part, i, *where) for i, part in parts])
 
         def padding(row: PrimExpr, first: int, count: int) -> Stmt | None:
             def put(i: PrimExpr) -> Stmt:
-                value = int.from_bytes(bytes([pad] * GROUP), "little", signed=True)
-                where = (row, first + i // words, i % words)
-                return nest.write(area, tirx.const(value, "int32"), *where)
+                return write(padded, row, first + i // words, i % words)
 
             return over_vectors(count * words, 16, put)
 
@@ -199,7 +210,7 @@ class _Kernel:
                         for c in channels
                     ]
                     value = reduce(tirx.bitwise_or, parts)
-                    return nest.write(area, value, row, left + x, w)
+                    return write(value, row, left + x, w)
 
                 return over_vectors(copied, 16, put)
 
