@@ -79,7 +79,7 @@ def test_an_installed_wheel_compiles(
     assert done.returncode == 0, done.stderr
     for package in ("graphopt", "schedules"):
         assert (packages / package / "py.typed").is_file()
-    for file in ("loader.hpp", "codegen/c_library/library.c"):
+    for file in ("cxx/loader.hpp", "codegen/c_library/library.c", "codegen/c_library/blake2b.inc"):
         assert (packages / "graphopt" / file).is_file()
     shipped = {path.relative_to(packages) for path in packages.rglob("*.py")}
     for package in ("graphopt", "schedules"):

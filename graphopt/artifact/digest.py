@@ -16,7 +16,7 @@ from itertools import accumulate
 
 DIGEST_BYTES = 32
 LEAF_BYTES = 4 << 20
-_PERSON = b"graphopt.gopt.v1"
+PERSON = b"graphopt.gopt.v1"
 
 
 def tree_digest(parts: Sequence[memoryview], threads: int) -> bytes:
@@ -37,7 +37,7 @@ def tree_digest(parts: Sequence[memoryview], threads: int) -> bytes:
             node_depth=0,
             inner_size=DIGEST_BYTES,
             last_node=index == count - 1,
-            person=_PERSON,
+            person=PERSON,
         )
         low, high = index * LEAF_BYTES, min((index + 1) * LEAF_BYTES, total)
         for part, end in zip(parts, ends, strict=True):
@@ -71,7 +71,7 @@ def tree_digest(parts: Sequence[memoryview], threads: int) -> bytes:
         node_depth=1,
         inner_size=DIGEST_BYTES,
         last_node=True,
-        person=_PERSON,
+        person=PERSON,
     )
     for value in leaves:
         root.update(value)

@@ -30,10 +30,10 @@ TAG_BYTES = 16
 SALT_BYTES = 16
 CIPHER = "AES-256-GCM"
 _KEY_BYTES = 32
-_KEY_FILE_BYTES = 32  # at least
-_SCRYPT = {"n": 1 << 15, "r": 8, "p": 3}
-_SCRYPT_MEMORY = 64 << 20
-_INFO = b"graphopt .gopt encryption 1"
+KEY_FILE_BYTES = 32  # at least
+SCRYPT = {"n": 1 << 15, "r": 8, "p": 3}
+SCRYPT_MEMORY = 64 << 20
+INFO = b"graphopt .gopt encryption 1"
 
 Kind = Literal["passphrase", "key-file"]
 
@@ -81,10 +81,10 @@ def secret_from(
     if key_file is None:
         return None
     content, name = read_key(key_file, "key file")
-    if len(content) < _KEY_FILE_BYTES:
+    if len(content) < KEY_FILE_BYTES:
         raise OptionError(
             "keys",
-            f"{name} has {len(content)} bytes; a key file has {_KEY_FILE_BYTES} or more.",
+            f"{name} has {len(content)} bytes; a key file has {KEY_FILE_BYTES} or more.",
             hint="make one with: openssl rand -out key.bin 32",
         )
     return Secret("key-file", content)
@@ -183,8 +183,8 @@ def _chunks(size: int) -> int:
 def _derived(secret: Secret, salt: bytes) -> bytes:
     if secret.kind == "passphrase":
         return hashlib.scrypt(
-            secret.data, salt=salt, dklen=_KEY_BYTES, maxmem=_SCRYPT_MEMORY, **_SCRYPT
+            secret.data, salt=salt, dklen=_KEY_BYTES, maxmem=SCRYPT_MEMORY, **SCRYPT
         )
     # One block of HKDF's output is the whole key.
     extracted = hmac.digest(salt, secret.data, "sha256")
-    return hmac.digest(extracted, _INFO + b"\1", "sha256")
+    return hmac.digest(extracted, INFO + b"\1", "sha256")

@@ -59,8 +59,8 @@ VALUE_RANGES = {
 Floats are kept by their bit patterns, so that equality is exact and NaN equals itself.
 """
 
-_MAX_THREADS = 1024
-_MAX_BYTES = 2**47  # the user half of a 48-bit address space
+MAX_THREADS = 1024
+MAX_BYTES = 2**47  # the user half of a 48-bit address space
 
 
 def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def plan_from_json(value: Any, where: str) -> Plan:
             raise sj.refuse(f"{where}.{kind}", "a plan knows tensors only")
         if any(None in spec.shape for spec in specs):
             raise sj.refuse(f"{where}.{kind}", "a dimension is unbound")
-    arena_bytes = sj.integer(fields["arena_bytes"], f"{where}.arena_bytes", high=_MAX_BYTES)
-    weight_bytes = sj.integer(fields["weight_bytes"], f"{where}.weight_bytes", high=_MAX_BYTES)
+    arena_bytes = sj.integer(fields["arena_bytes"], f"{where}.arena_bytes", high=MAX_BYTES)
+    weight_bytes = sj.integer(fields["weight_bytes"], f"{where}.weight_bytes", high=MAX_BYTES)
 
     def buffer(item: Any, at: str) -> Buffer:
         if not isinstance(item, list) or len(item) != 3:
@@ -212,7 +212,7 @@ def plan_from_json(value: Any, where: str) -> Plan:
         calls=calls,
         arena_bytes=arena_bytes,
         weight_bytes=weight_bytes,
-        threads=sj.integer(fields["threads"], f"{where}.threads", low=1, high=_MAX_THREADS),
+        threads=sj.integer(fields["threads"], f"{where}.threads", low=1, high=MAX_THREADS),
     )
 
 

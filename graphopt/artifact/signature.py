@@ -18,7 +18,7 @@ from graphopt.artifact.container import SIGNATURE_BYTES
 from graphopt.artifact.keys import has_cryptography, read_key, require_cryptography
 from graphopt.errors import ArtifactError, OptionError
 
-_PURPOSE = b"graphopt .gopt signature 1\0"
+PURPOSE = b"graphopt .gopt signature 1\0"
 _KEY_BYTES = 32
 UNSIGNED = bytes(SIGNATURE_BYTES)
 
@@ -34,7 +34,7 @@ def message(head: memoryview, directory: memoryview, digest: bytes) -> bytes:
         directory: everything behind the weights, up to the signature.
         digest: of all bytes before the signature, as the file states it.
     """
-    return _PURPOSE + blake2b(head).digest() + blake2b(directory).digest() + digest
+    return PURPOSE + blake2b(head).digest() + blake2b(directory).digest() + digest
 
 
 def require_signature(field: bytes, signed: bytes, trusted: Sequence[bytes]) -> None:

@@ -16,31 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifact_parts import Parts, make_parts
+from artifact_parts import Parts, contents, forged, make_parts, packed, sealed
 from toy_program import toy_expected, toy_inputs
 
 from graphopt.artifact.bundle import load, save, to_bytes
-from graphopt.artifact.container import (
-    DIGEST_BYTES,
-    SEAL_BYTES,
-    UNSEALED_BYTES,
-    Member,
-    layout,
-)
-from graphopt.artifact.digest import tree_digest
+from graphopt.artifact.container import SEAL_BYTES, UNSEALED_BYTES
 from graphopt.errors import ArtifactError
 from graphopt.runtime.library import open_module
 from graphopt.runtime.session import Session
-
-
-def packed(parts: Parts) -> bytes:
-    return to_bytes(parts.manifest, parts.modules, parts.weights)
-
-
-def sealed(data: bytes) -> bytes:
-    """`data` with the digest that belongs to it, as a forger would make it."""
-    digest = tree_digest([memoryview(data)[:-UNSEALED_BYTES]], 1)
-    return data[:-DIGEST_BYTES] + digest
 
 
 def test_a_saved_program_runs_again(parts: Parts, tmp_path: Path) -> None:
@@ -178,24 +161,6 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArtifactError, match=reason):
             load(path)
-
-
-def forged(members: list[tuple[str, bytes]]) -> bytes:
-    """A file with our structure, a right digest, and any members."""
-    import zlib
-
-    plan = layout([Member(name, len(data), zlib.crc32(data)) for name, data in members])
-    data = b"".join(
-        header + content for header, (_, content) in zip(plan.headers, members, strict=True)
-    )
-    return sealed(data + plan.directory + b"GOPTSEAL" + bytes(UNSEALED_BYTES))
-
-
-def contents(parts: Parts) -> list[tuple[str, bytes]]:
-    import io
-
-    with zipfile.ZipFile(io.BytesIO(packed(parts))) as file:
-        return [(name, file.read(name)) for name in file.namelist()]
 
 
 def test_forged_files_with_a_right_digest(tiny: Parts) -> None:

@@ -113,7 +113,7 @@ def test_altered_truncated_and_foreign_files_are_refused_with_a_reason(folder):
     for at in np.linspace(0, len(good) - 1, 12).astype(int):
         altered = bytearray(good)
         altered[at] ^= 0x10
-        assert re.search("digest|truncated", said(bytes(altered))), at
+        assert "the file is refused: " in said(bytes(altered)), at
     for content in (good[:-1], good[: len(good) // 2], good + b"\0", b"PK" * 200, good[:100]):
         assert "truncated, altered or not a .gopt" in said(content)
     assert "is empty" in said(b"")

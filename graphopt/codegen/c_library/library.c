@@ -157,72 +157,18 @@ static int processor_fits(void)
 }
 
 #if WEIGHTS_IN_FILE
-/* BLAKE2b with a digest of 32 bytes and no key, as in RFC 7693. */
-static uint64_t rotated(uint64_t word, int count)
-{
-  return word >> count | word << (64 - count);
-}
-
-static void compress(uint64_t state[8], const unsigned char *block, uint64_t counted, int last)
-{
-  static const uint64_t initial[8] = {
-      0x6a09e667f3bcc908, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b, 0xa54ff53a5f1d36f1,
-      0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179};
-  static const unsigned char order[10][16] = {
-      {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
-      {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3},
-      {11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4},
-      {7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8},
-      {9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13},
-      {2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9},
-      {12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11},
-      {13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10},
-      {6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5},
-      {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0}};
-  uint64_t v[16], words[16];
-  int i, round;
-  if (counted == 0) { /* the first call begins a digest */
-    memcpy(state, initial, sizeof initial);
-    state[0] ^= 0x01010020;
-    return;
-  }
-  memcpy(words, block, sizeof words);
-  memcpy(v, state, 64);
-  memcpy(v + 8, initial, 64);
-  v[12] ^= counted;
-  if (last)
-    v[14] = ~v[14];
-  for (round = 0; round < 12; round++) {
-    for (i = 0; i < 8; i++) {
-      /* Four columns, then four diagonals. */
-      uint64_t *a = v + i % 4, *b = v + 4 + (i % 4 + i / 4) % 4;
-      uint64_t *c = v + 8 + (i % 4 + 2 * (i / 4)) % 4, *d = v + 12 + (i % 4 + 3 * (i / 4)) % 4;
-      *a += *b + words[order[round % 10][2 * i]];
-      *d = rotated(*d ^ *a, 32);
-      *c += *d;
-      *b = rotated(*b ^ *c, 24);
-      *a += *b + words[order[round % 10][2 * i + 1]];
-      *d = rotated(*d ^ *a, 16);
-      *c += *d;
-      *b = rotated(*b ^ *c, 63);
-    }
-  }
-  for (i = 0; i < 8; i++)
-    state[i] ^= v[i] ^ v[i + 8];
-}
+#include "blake2b.inc"
 
 static int digest_fits(const unsigned char *data, size_t size)
 {
   static const unsigned char expected[32] = WEIGHTS_DIGEST;
-  unsigned char tail[128] = {0};
-  uint64_t state[8];
-  size_t at = 0;
-  compress(state, data, 0, 0);
-  for (; size - at > 128; at += 128)
-    compress(state, data + at, at + 128, 0);
-  memcpy(tail, data + at, size - at);
-  compress(state, tail, size, 1);
-  return memcmp(state, expected, sizeof expected) == 0;
+  static const unsigned char parameters[64] = {32, 0, 1, 1};
+  unsigned char found[32];
+  blake2b hash;
+  blake2b_begin(&hash, parameters, 0);
+  blake2b_update(&hash, data, size);
+  blake2b_end(&hash, found);
+  return memcmp(found, expected, sizeof expected) == 0;
 }
 
 static int map_weights(model_program *program, const char *path)

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 
 from graphopt.codegen import abi
+from graphopt.codegen.c_library.blake2b import blake2b_source
 from graphopt.codegen.c_library.header import string
 from graphopt.codegen.c_library.interface import Interface, Tensor
 from graphopt.codegen.c_library.processor import needs
@@ -54,7 +55,8 @@ def source(
 
 @cache
 def _template() -> str:
-    return files("graphopt.codegen.c_library").joinpath("library.c").read_text("utf-8")
+    text = files("graphopt.codegen.c_library").joinpath("library.c").read_text("utf-8")
+    return text.replace('#include "blake2b.inc"\n', blake2b_source("static"))
 
 
 def _tensors(name: str, tensors: Sequence[Tensor]) -> str:
