@@ -13,15 +13,16 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-gpu lint format bench conformance fuzz setup cross-tools opencl clean
+.PHONY: demo test test-slow test-gpu lint format bench conformance fuzz setup cross-tools opencl \
+	openssl clean
 
 demo: setup
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
-test: setup cross-tools opencl
+test: setup cross-tools opencl openssl
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-test-slow: setup cross-tools opencl
+test-slow: setup cross-tools opencl openssl
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-gpu: setup
@@ -94,6 +95,20 @@ opencl:
 	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	            pocl-opencl-icd ocl-icd-libopencl1 >/dev/null; \
 	    fi; } || echo "Could not install PoCL: the tests for OpenCL are skipped." >&2
+
+# For the tests of graphopt.hpp with signed and encrypted files; without it they say why they are
+# skipped.
+openssl:
+	@test -e /usr/include/openssl/evp.h || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "Installing libssl-dev ..."; \
+	        apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	            libssl-dev >/dev/null; \
+	    else \
+	        echo "The tests of graphopt.hpp with OpenSSL are skipped; for them:" \
+	            "sudo apt-get install libssl-dev" >&2; \
+	    fi; } || echo "Could not install libssl-dev: the tests with OpenSSL are skipped." >&2
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

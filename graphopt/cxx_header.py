@@ -43,7 +43,7 @@ def cxx_header() -> str:
 
 
 def _text(name: str) -> str:
-    return files("graphopt").joinpath("cxx", name).read_text("utf-8")
+    return files("graphopt").joinpath("cxx").joinpath(name).read_text("utf-8")
 
 
 def _constants() -> list[str]:

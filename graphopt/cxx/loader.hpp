@@ -136,8 +136,7 @@ class Program {
     outputs_ = tensors(plan["outputs"]);
     const std::uint64_t arena_bytes = plan["arena_bytes"].integer(kMaxBytes);
     const int most = static_cast<int>(plan["threads"].integer(kMaxThreads));
-    open(sealed, which, manifest["encryption"], text, keys);
-    for (const Json &each : entries) require_weights(each);
+    open(sealed, which, manifest, text, keys);
     weights_ += entry["weights_offset"].integer(kMaxBytes);
     prepare(arena_bytes, std::max(1, std::min(threads, most)));
   }
@@ -187,32 +186,35 @@ class Program {
   }
 
   // Module and weights, decrypted where they are encrypted.
-  void open(detail::Sealed &sealed, std::size_t which, const detail::Json &encryption,
-            const std::string &manifest, const Keys &keys) {
+  void open(detail::Sealed &sealed, std::size_t which, const detail::Json &manifest,
+            const std::string &text, const Keys &keys) {
+    const detail::Json &encryption = manifest["encryption"];
     const std::vector<detail::Member> &members = sealed.layout.members;
     const detail::Member &module = members[1 + which], &weights = members.back();
     const char *code = sealed.head.data() + module.offset, *stored = sealed.file->data + weights.offset;
     if (encryption.kind == detail::Json::kNull) {
+      require_weights(manifest, weights.size);
       open_module(code, module.size);
       weights_ = stored;
-      weight_bytes_ = weights.size;
       file_ = std::move(sealed.file);
       return;
     }
-    const detail::Cipher cipher(keys, encryption, manifest);
+    const detail::Cipher cipher(keys, encryption, text);
     decrypted_ = cipher.decrypted(members.size() - 2, stored, weights.size);
     weights_ = decrypted_.data.get();
-    weight_bytes_ = decrypted_.size;
+    require_weights(manifest, decrypted_.size);
     if (!encryption["modules"].flag()) return open_module(code, module.size);
     const detail::Secret opened = cipher.decrypted(which, code, module.size);
     open_module(opened.data.get(), opened.size);
   }
 
-  void require_weights(const detail::Json &entry) const {
-    std::uint64_t begin = entry["weights_offset"].integer(detail::kMaxBytes);
-    std::uint64_t size = entry["plan"]["weight_bytes"].integer(detail::kMaxBytes);
-    if (begin % 64 || begin > weight_bytes_ || size > weight_bytes_ - begin)
-      throw Error("a program needs other weights than there are");
+  static void require_weights(const detail::Json &manifest, std::size_t size) {
+    for (const detail::Json &entry : manifest["entries"].list()) {
+      std::uint64_t begin = entry["weights_offset"].integer(detail::kMaxBytes);
+      std::uint64_t needed = entry["plan"]["weight_bytes"].integer(detail::kMaxBytes);
+      if (begin % 64 || begin > size || needed > size - begin)
+        throw Error("a program needs other weights than there are");
+    }
   }
 
   // From a private copy, so that the very bytes that were checked are executed.
@@ -273,7 +275,6 @@ class Program {
   std::unique_ptr<detail::Mapping> file_;
   detail::Secret decrypted_;
   const char *weights_ = nullptr;  // in one of those
-  std::size_t weight_bytes_ = 0;
   std::vector<Tensor> inputs_, outputs_;
   std::vector<detail::Memory> staging_;
   detail::Memory shared_, arena_;
