@@ -94,7 +94,9 @@ opencl:
 	        apt-get update -qq; \
 	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	            pocl-opencl-icd ocl-icd-libopencl1 >/dev/null; \
-	    fi; } || echo "Could not install PoCL: the tests for OpenCL are skipped." >&2
+	    else false; fi; } || { \
+	        echo "There is no OpenCL driver, so the tests for OpenCL are skipped. PoCL makes a device"; \
+	        echo "of the processor: sudo apt-get install pocl-opencl-icd ocl-icd-libopencl1"; } >&2
 
 # For the tests of graphopt.hpp with signed and encrypted files; without it they say why they are
 # skipped.
