@@ -1,4 +1,4 @@
-"""roi_align and max_roi_pool, blocked by channels.
+"""roi_align and max_roi_pool, blocked by channels or, far slower, row-major.
 
 Regions come at run time: a worker takes one row of bins of one region, computes positions and
 weights of a sample once for all channels, and adds whole blocks of channels. Sums are in float32
@@ -9,12 +9,22 @@ brought into range, so that a wrong region cannot read elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tvm import tirx
 
 from schedules import nest
-from schedules.interface import PLAIN, Candidate, Layout, PrimExpr, PrimFunc, TargetTraits, Workload
+from schedules.interface import (
+    PLAIN,
+    Candidate,
+    Cost,
+    Layout,
+    PrimExpr,
+    PrimFunc,
+    TargetTraits,
+    Workload,
+)
 from schedules.nest import Stmt
 from schedules.scalar_binary import maximum
 from schedules.scalar_values import lowest
@@ -33,23 +43,23 @@ _FAR = 2.0**30
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """Blocked by channels; regions and indices are row-major."""
+    """Blocked by channels, and row-major for devices; regions and indices are row-major."""
     op = workload.op
     kernel = {"roi_align": _Align, "max_roi_pool": _MaxPool}.get(op.kind)
     if kernel is None:
         return ()
-    layout = Layout(traits.lanes)
-    inputs = (layout, *[PLAIN] * (len(op.inputs) - 1))
-    return (
-        candidate(
-            op.kind,
-            workload,
-            inputs,
-            layout,
-            partial(_compute, kernel, workload, inputs, layout),
-            flops_per_element=32.0,
-        ),
-    )
+    found = []
+    for layout in (Layout(traits.lanes), PLAIN):
+        inputs = (layout, *[PLAIN] * (len(op.inputs) - 1))
+        compute = partial(_compute, kernel, workload, inputs, layout)
+        made = candidate(op.kind, workload, inputs, layout, compute, flops_per_element=32.0)
+        found.append(made if layout.block else replace(made, cost=_scalar(made.cost)))
+    return tuple(found)
+
+
+def _scalar(cost: Cost) -> Cost:
+    """What it costs to take channels one by one, far from each other."""
+    return replace(cost, efficiency=cost.efficiency / 16)
 
 
 def _compute(
@@ -79,7 +89,9 @@ class _Pool:
         self.dtype = accumulator(self.op.output.dtype)
         # Corners in half precision would be pixels off.
         self.wide = "float64" if self.op.inputs[1].dtype == "float64" else "float32"
-        self.blocks, self.lanes = self.frame.shape[1], layout.block
+        # A row-major tensor is one with blocks of one channel, whose lane has no axis.
+        self.blocks, self.lanes = self.frame.shape[1], max(1, layout.block)
+        self.has_lanes = layout.block > 0
         self.total = scratch((self.blocks, self.lanes), self.dtype, "total")
 
     def function(self) -> PrimFunc:
@@ -115,7 +127,11 @@ class _Pool:
         )
 
     def load(self, n: PrimExpr, b: PrimExpr, y: PrimExpr, x: PrimExpr, lane: PrimExpr) -> PrimExpr:
-        return load_as(self.frame.inputs[0], self.dtype, n, b, y, x, lane)
+        return load_as(self.frame.inputs[0], self.dtype, n, b, y, x, *self.lane(lane))
+
+    def lane(self, lane: PrimExpr) -> tuple[PrimExpr, ...]:
+        """The last coordinate of an element, where there is one."""
+        return (lane,) if self.has_lanes else ()
 
     def store(
         self,
@@ -130,7 +146,7 @@ class _Pool:
                 self.lanes,
                 lambda x: self.frame.finish(
                     of_type(value(nest.read(self.total, b, x)), self.op.output),
-                    (r, b, row, column, x),
+                    (r, b, row, column, *self.lane(x)),
                 ),
             ),
             "block",

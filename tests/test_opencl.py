@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 
@@ -20,6 +21,7 @@ import graphopt
 from graphopt.artifact import bundle
 from graphopt.cli.main import main
 from graphopt.runtime.opencl.devices import OpenclDevice
+from graphopt.target import TargetSpec
 
 TOLERANCE = 1e-4
 
@@ -163,6 +165,26 @@ def test_verbs_take_the_device(
     shown = capsys.readouterr().out
     assert opencl[0].name in shown
     assert "cl_khr" in shown
+
+
+@pytest.mark.parametrize(
+    ("lacking", "dtype"), [({"fp16": False}, "float16"), ({"fp64": False}, "double")]
+)
+def test_a_type_that_the_device_lacks_is_refused_with_the_node(
+    opencl: Sequence[OpenclDevice], lacking: dict[str, bool], dtype: str
+) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g ({dtype}[4, 5] x) => ({dtype}[4, 5] y) {{ a = Exp(x) y = Sin(a) }}"""
+    )
+    spec = TargetSpec.parse("opencl")
+    assert spec.device is not None
+    gpu = replace(spec.device.gpu, **lacking)  # type: ignore[arg-type]
+    spec = replace(spec, device=replace(spec.device, gpu=gpu))
+    with pytest.raises(graphopt.DeviceError, match=r"cl_khr_fp(16|64)") as caught:
+        graphopt.compile(model, spec)
+    assert caught.value.node is not None
+    assert "Exp#0" in caught.value.node
 
 
 def test_unknown_devices_are_refused_with_those_there_are(

@@ -14,7 +14,7 @@ from graphopt.codegen.device_needs import OPENCL, DeviceNeeds
 from graphopt.codegen.device_program import DeviceTarget
 from graphopt.codegen.kernel import nbytes
 
-_EXTENSIONS = {"float16": "cl_khr_fp16", "float64": "cl_khr_fp64"}
+EXTENSIONS = {"float16": "cl_khr_fp16", "float64": "cl_khr_fp64"}
 """What OpenCL code needs that computes with these types."""
 
 
@@ -25,28 +25,22 @@ def demands(kernels: Mapping[str, DeviceKernel], target: DeviceTarget) -> Device
         prod(extent for tag, extent in launch.extents if tag.startswith("threadIdx"))
         for launch in launches
     ]
-    found = [_local_bytes_and_types(launch.body) for launch in launches]
-    types = {each for _, dtypes in found for each in dtypes}
-    extensions = {_EXTENSIONS[each] for each in types if each in _EXTENSIONS}
+    types = {each for kernel in kernels.values() for each in element_types(kernel)}
+    extensions = {EXTENSIONS[each] for each in types if each in EXTENSIONS}
     return DeviceNeeds(
         kind=target.kind,
         name=target.name,
         work_group=max(groups, default=1),
-        local_bytes=max((local for local, _ in found), default=0),
+        local_bytes=max((_local_bytes(launch.body) for launch in launches), default=0),
         alignment=target.alignment,
         extensions=tuple(sorted(extensions)) if target.kind == OPENCL else (),
         architectures=target.architectures,
     )
 
 
-def _local_bytes_and_types(body: Any) -> tuple[int, set[str]]:
-    """Memory that the threads of a block share, and the element types of what is computed."""
-    sizes: list[int] = []
+def element_types(kernel: DeviceKernel) -> set[str]:
+    """The element types of what a kernel reads, converts to or stores: "float16", …"""
     types: set[str] = set()
-
-    def allocated(node: Any) -> None:
-        if node.buffer.scope().startswith("shared"):
-            sizes.append(nbytes(node.buffer))
 
     def computed(node: Any) -> None:
         types.add(str(node.ty.dtype).split("x")[0])
@@ -54,11 +48,19 @@ def _local_bytes_and_types(body: Any) -> tuple[int, set[str]]:
     def stored(node: Any) -> None:
         computed(node.value)
 
-    visits = [
-        (tirx.AllocBuffer, allocated),
-        (ir.TensorLoad, computed),
-        (tirx.Cast, computed),
-        (tirx.BufferStore, stored),
-    ]
-    tvm_ffi.structural_walk(body, visits)
-    return sum(sizes), types
+    for launch in kernel.launches:
+        visits = [(ir.TensorLoad, computed), (tirx.Cast, computed), (tirx.BufferStore, stored)]
+        tvm_ffi.structural_walk(launch.body, visits)
+    return types
+
+
+def _local_bytes(body: Any) -> int:
+    """Memory that the threads of a block share."""
+    sizes: list[int] = []
+
+    def allocated(node: Any) -> None:
+        if node.buffer.scope().startswith("shared"):
+            sizes.append(nbytes(node.buffer))
+
+    tvm_ffi.structural_walk(body, (tirx.AllocBuffer, allocated))
+    return sum(sizes)

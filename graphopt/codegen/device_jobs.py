@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from graphopt.codegen.device_demands import demands
+from graphopt.codegen.device_demands import EXTENSIONS, demands, element_types
 from graphopt.codegen.device_kernel import DeviceKernel, device_kernel
 from graphopt.codegen.device_needs import DeviceNeeds
 from graphopt.codegen.device_program import DeviceTarget, build, build_code
 from graphopt.codegen.jobs import Code
 from graphopt.codegen.plan import Plan
+from graphopt.errors import DeviceError
 
 
 class DeviceJobs:
@@ -32,9 +33,22 @@ class DeviceJobs:
         pass
 
     def add(self, name: str, function: Any) -> None:
-        """Lower the kernel `name`, a scheduled block-form PrimFunc."""
+        """Lower the kernel `name`, a scheduled block-form PrimFunc.
+
+        Raises:
+            DeviceError: the device cannot compute with an element type of the kernel's.
+        """
         target = self._target
-        self._kernels[name] = device_kernel(function, target.device, target.limits)
+        kernel = device_kernel(function, target.device, target.limits)
+        missing = sorted(element_types(kernel) & set(target.lacking))
+        if missing:
+            names = " and ".join(f"{each} ({EXTENSIONS[each]})" for each in missing)
+            raise DeviceError(
+                "lowering",
+                f"{target.name} cannot compute with {names}.",
+                hint="compile the model for another device, or convert it to float32.",
+            )
+        self._kernels[name] = kernel
 
     def kernel(self, name: str) -> DeviceKernel:
         """The kernel added as `name`."""

@@ -43,6 +43,7 @@ class DeviceTarget:
         architectures: of CUDA, what to make machine code for ("sm_80"); later ones get PTX.
         limits: of a launch.
         alignment: in bytes, of the plan's buffers in the arena.
+        lacking: element types that the device cannot compute with ("float16").
     """
 
     device: Any
@@ -51,6 +52,7 @@ class DeviceTarget:
     architectures: tuple[str, ...]
     limits: LaunchLimits
     alignment: int
+    lacking: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

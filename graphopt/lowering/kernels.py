@@ -9,7 +9,7 @@ import tvm
 from tvm import s_tir
 
 from graphopt.codegen.kernel import HasWorkspaces, KernelMaker
-from graphopt.errors import CompileError, last_line
+from graphopt.errors import CompileError, DeviceError, last_line
 from schedules.interface import Candidate, Workload
 
 
@@ -22,12 +22,17 @@ class KernelSet:
         self._origins: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def name(self, candidate: Candidate, workload: Workload, nodes: tuple[str, ...]) -> str:
-        """The name of the candidate's kernel; CompileError naming `nodes` if it cannot be made."""
+        """The name of the candidate's kernel.
+
+        Raises, naming `nodes`:
+            CompileError: it cannot be made.
+            DeviceError: the device that it is for cannot run it.
+        """
         key = (candidate, workload)
         if key not in self._names:
             name = f"{workload.op.kind}_{len(self._names)}"
             self._origins[name] = candidate.name, nodes
-            self._jobs.add(name, self._explained(name, lambda: scheduled(candidate)))
+            self._explained(name, lambda: self._jobs.add(name, scheduled(candidate)))
             self._names[key] = name
         return self._names[key]
 
@@ -43,10 +48,13 @@ class KernelSet:
             return make()
         except Exception as error:
             candidate, nodes = self._origins[name]
+            node = ", ".join(nodes) or None
+            if isinstance(error, DeviceError):
+                raise DeviceError(error.stage, error.reason, node=node, hint=error.hint) from error
             raise CompileError(
                 "lowering",
                 f"the kernel {candidate} cannot be made: {last_line(error)}",
-                node=", ".join(nodes) or None,
+                node=node,
                 hint="This is a defect of graphopt; please report it with the model.",
             ) from error
 

@@ -59,8 +59,11 @@ class Device:
             spec["arch"] = self.architectures[0]
         limits = LaunchLimits(gpu.max_threads, gpu.max_blocks)
         name = self.name if self.kind == OPENCL else ""
+        # CUDA has these types on every GPU, if slow ones on some.
+        known = {"float16": gpu.fp16 or self.kind == CUDA, "float64": gpu.fp64}
+        lacking = tuple(dtype for dtype, there in known.items() if not there)
         device = Target(spec)
-        return DeviceTarget(device, host, name, self.architectures, limits, self.alignment)
+        return DeviceTarget(device, host, name, self.architectures, limits, self.alignment, lacking)
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Device:

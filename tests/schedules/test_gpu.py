@@ -69,6 +69,16 @@ MODELS = {
           f = Concat<axis=1>(x, o) i = ArgMax<axis=1,keepdims=0>(r)
           j = LSTM<hidden_size=10>(s, w, u)
         """,
+    "regions": """
+        float[2,5,15,13] x
+        => float[3,5,4,3] a, float[3,5,4,3] b, float[3,5,3,2] c
+        |
+        | a = RoiAlign<output_height=4,output_width=3,sampling_ratio=2>(x, boxes, images)
+          b0 = Relu(x)
+          b = RoiAlign<mode="max",output_height=4,output_width=3,sampling_ratio=1>(
+              b0, boxes, images)
+          c = MaxRoiPool<pooled_shape=[3,2]>(x, places)
+        """,
 }
 BYTES = """
         uint8[3,17,21] x, uint8[3,21,13] z, float[1,8,9,7] f
@@ -93,6 +103,9 @@ CONSTANTS = {
     "twice": np.array([1, 1, 2, 2], np.float32),
     "five": np.array([5], np.int64),
     "axis": np.array(1, np.int64),
+    "boxes": np.array([[0, 1, 9, 11], [2.5, 3, 12, 14], [-3, -2, 6, 5]], np.float32),
+    "images": np.array([1, 0, 1], np.int64),
+    "places": np.array([[1, 0, 1, 9, 11], [0, 2, 3, 12, 14], [1, 3, 2, 6, 5]], np.float32),
 }
 
 
