@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ import pytest
 import graphopt
 from graphopt.artifact import bundle
 from graphopt.cli.main import main
+from graphopt.codegen.device_kernel import DeviceKernel
+from graphopt.compiler import lower_chosen, pose_model
+from graphopt.config import CompileConfig
+from graphopt.frontend.load import load_model
+from graphopt.frontend.partition import needs_host
+from graphopt.frontend.prepare import prepare
+from graphopt.lowering.weights import WeightPool
 from graphopt.runtime.opencl.devices import OpenclDevice
 from graphopt.target import TargetSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from catalogue import MODELS
 
 TOLERANCE = 1e-4
 
@@ -193,6 +205,30 @@ def test_unknown_devices_are_refused_with_those_there_are(
     with pytest.raises(graphopt.OptionError, match="no OpenCL device has 'nonesuch'") as caught:
         graphopt.compile(tiny_cnn, "opencl:nonesuch")
     assert opencl[0].name in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "vit_tiny"])
+def test_no_kernel_of_a_benchmark_graph_is_left_on_the_host(
+    opencl: Sequence[OpenclDevice], name: str, tmp_path: Path
+) -> None:
+    """All nodes are in calls of the device's kernels; none but small ones run on one thread."""
+    (entry,) = (model for model in MODELS if model.name == name)
+    shapes = {name: tuple(shape) for name, shape in entry.shapes.items()}
+    model = load_model(entry.provide(tmp_path))
+    assert not needs_host(prepare(model, shapes, {}))
+    config = CompileConfig(target=TargetSpec.parse("opencl"), tuning_log=())
+    (problem,) = pose_model(model, config, shapes)
+    emitted = lower_chosen(problem, problem.choice(), config, WeightPool())
+    plan = emitted.plan
+    assert {node for call in plan.calls for node in call.nodes} >= {
+        node for group in problem.entries for node in getattr(group, "nodes", ())
+    }
+    for call in plan.calls:
+        kernel = emitted.kernels[call.kernel]
+        assert isinstance(kernel, DeviceKernel)
+        threads = max(prod(extent for _, extent in launch.extents) for launch in kernel.launches)
+        sizes = [plan.buffers[index].nbytes for index in call.args]
+        assert threads > 1 or max(sizes) <= 4096, call.nodes
 
 
 @pytest.mark.slow

@@ -29,10 +29,19 @@ def for_device(body: Stmt, kind: str) -> Stmt:
             return _llvm(node, kind)
         return node
 
-    rules = [(ir.Call, call), (tirx.Min, _extremum), (tirx.Max, _extremum)]
+    rules = [(ir.Call, call)]
     if kind == "opencl":
         rules.append((tirx.FloatImm, _constant))
     return tvm_ffi.structural_map(body, rules)
+
+
+def with_extrema(body: Stmt) -> Stmt:
+    """The statement with min and max of floats as LLVM's code generator makes them.
+
+    To be called when no pass of TVM follows that simplifies: the time of one is exponential in the
+    depth of nested Lets, of which this makes one for each operand.
+    """
+    return tvm_ffi.structural_map(body, [(tirx.Min, _extremum), (tirx.Max, _extremum)])
 
 
 @cache

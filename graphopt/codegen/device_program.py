@@ -22,6 +22,7 @@ from tvm import s_tir, tirx
 
 from graphopt.codegen.cuda.module import cuda_module, serialized
 from graphopt.codegen.cuda.source import signatures
+from graphopt.codegen.device_intrinsics import with_extrema
 from graphopt.codegen.device_kernel import DeviceKernel, Launch, LaunchLimits
 from graphopt.codegen.executable import entry_module, linked_object
 from graphopt.codegen.jobs import Code
@@ -99,7 +100,10 @@ def device_functions(kernels: Mapping[str, DeviceKernel], target: Any) -> Any:
         s_tir.transform.InferFragment(),  # tells the code generator what tensor cores work on
     ]
     with target:
-        return tvm.ir.transform.Sequential(passes)(tvm.IRModule(functions))
+        lowered = tvm.ir.transform.Sequential(passes)(tvm.IRModule(functions))
+    return tvm.IRModule(
+        {name: each.with_body(with_extrema(each.body)) for name, each in lowered.functions_items()}
+    )
 
 
 def device_code(kernels: Mapping[str, DeviceKernel], target: DeviceTarget) -> bytes:

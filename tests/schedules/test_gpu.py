@@ -82,7 +82,8 @@ MODELS = {
 }
 BYTES = """
         uint8[3,17,21] x, uint8[3,21,13] z, float[1,8,9,7] f
-        => int32[3,17,13] a, int32[3,17,19] b, float[1,12,9,7] c, uint8[3,17,13] d
+        => int32[3,17,13] a, int32[3,17,19] b, float[1,12,9,7] c, uint8[3,17,13] d,
+           uint8[1,12,9,7] e
         | int8[21,19] w, float[12,8,3,3] v
         | a = MatMulInteger(x, z, middle, three) b = MatMulInteger(x, w, middle)
           g0 = QuantizeLinear(f, fine, middle) g = DequantizeLinear(g0, fine, middle)
@@ -91,11 +92,17 @@ BYTES = """
           i = DequantizeLinear(x, fine, middle) j = DequantizeLinear(z, fine, three)
           k = MatMul(i, j)
           d = QuantizeLinear(k, fine, middle)
+          m0 = QuantizeLinear(c, fine, middle) m = DequantizeLinear(m0, fine, middle)
+          n0 = Sigmoid(m) n1 = QuantizeLinear(n0, unit, zero)
+          n2 = DequantizeLinear(n1, unit, zero)
+          e0 = Mul(m, n2) e = QuantizeLinear(e0, fine, middle)
         """
 CONSTANTS = {
     "middle": np.array(128, np.uint8),
     "three": np.array(3, np.uint8),
     "nil": np.array(0, np.int8),
+    "zero": np.array(0, np.uint8),
+    "unit": np.array(1 / 255, np.float32),
     "fine": np.array(0.05, np.float32),
     "finer": np.array(0.02, np.float32),
     "one": np.array([1], np.int64),
@@ -188,6 +195,9 @@ def test_bytes_are_computed_as_integers(opencl: Any, regime: str) -> None:
     found, expected = compiled.run(feeds), reference(model, feeds)
     for output in "abd":
         np.testing.assert_array_equal(found[output], expected[output])
+    gap = np.abs(found["e"].astype(np.int32) - expected["e"])
+    assert gap.max() <= 1
+    assert np.mean(gap > 0) <= 1e-3
     scale = np.max(np.abs(expected["c"]))
     assert np.max(np.abs(found["c"] - expected["c"])) <= 1e-5 * scale
 
