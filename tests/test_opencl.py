@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -111,6 +112,46 @@ assert "tvm" not in sys.modules and "onnx" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     assert_near(dict(np.load(tmp_path / "out.npz")), reference(tiny_cnn, feeds(4)))
+
+
+# The first kernels are under way, or being compiled in the driver's threads, when the last one
+# cannot be built and the process ends.
+FAILING = """
+import numpy as np
+from onnx import parser
+import graphopt
+from graphopt.codegen import device_program
+
+def serialized(format, signatures, source, make=device_program.serialized):
+    head, mark, last = source.rpartition(b"// Function: ")
+    return make(format, signatures, head + mark + last.replace(b"{", b"{ nonsense", 1))
+
+device_program.serialized = serialized
+model = parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    g (float[1, 16, 64, 64] x, float[16, 16, 3, 3] w, float[40, 40] q)
+    => (float[1, 16, 64, 64] z, float[40, 40] r) {
+        y = Conv<pads=[1, 1, 1, 1]>(x, w) z = Softmax<axis=1>(y)
+        r0 = MatMul(q, q) r1 = Softmax<axis=1>(r0) r = Transpose<perm=[1, 0]>(r1)
+    }''')
+program = graphopt.compile(model, "opencl", tuning_log=())
+try:
+    program.run({spec.name: np.ones(spec.shape, np.float32) for spec in program.inputs})
+except graphopt.DeviceError as error:
+    print(error.reason)
+"""
+
+
+def test_a_process_ends_in_order_after_a_kernel_that_cannot_be_built(
+    opencl: Sequence[OpenclDevice], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING],
+        env={**os.environ, "POCL_CACHE_DIR": str(tmp_path)},  # with nothing compiled before
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "building the kernel" in done.stdout
 
 
 def test_two_threads_get_their_own_results(saved: Path, tiny_cnn: onnx.ModelProto) -> None:

@@ -35,8 +35,23 @@ print(json.dumps({
 """
 
 
-def call(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+DEVICE_SCRIPT = """
+import sys
+import numpy as np
+import graphopt
+from graphopt.runtime.opencl import loader
+x = np.ones((1, 3, 12, 12), np.float32)
+print(loader.SOURCES)
+graphopt.compile(sys.argv[1], "opencl").save("device.gopt")
+found = graphopt.load("device.gopt").run({"x": x})["y"]
+expected = graphopt.compile(sys.argv[1], threads=1).run({"x": x})["y"]
+np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+"""
+
+
+def call(*words: object, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
+    environment.update(more)
     command = [str(word) for word in words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -64,10 +79,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, tiny_cnn: onnx.ModelProto) -
     return built
 
 
-def test_an_installed_wheel_compiles(
-    wheel: Path, tiny_cnn: onnx.ModelProto, tmp_path: Path
-) -> None:
-    place = tmp_path / "env"
+@pytest.fixture(scope="module")
+def place(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel in it."""
+    folder = tmp_path_factory.mktemp("installed")
+    place = folder / "env"
     venv.create(place, symlinks=True)
     python = place / "bin" / "python"
     # A line of a .pth file is a folder to import from; the .pth files in that are not read, so
@@ -75,8 +91,16 @@ def test_an_installed_wheel_compiles(
     (packages,) = place.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = ("install", "--quiet", "--no-deps", "--no-index")
-    done = call(sys.executable, "-m", "pip", "--python", python, *install, wheel, folder=tmp_path)
+    done = call(sys.executable, "-m", "pip", "--python", python, *install, wheel, folder=folder)
     assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_an_installed_wheel_compiles(
+    place: Path, tiny_cnn: onnx.ModelProto, tmp_path: Path
+) -> None:
+    python = place / "bin" / "python"
+    (packages,) = place.glob("lib/python*/site-packages")
     for package in ("graphopt", "schedules"):
         assert (packages / package / "py.typed").is_file()
     for file in ("cxx/loader.hpp", "codegen/c_library/library.c", "codegen/c_library/blake2b.inc"):
@@ -98,3 +122,14 @@ def test_an_installed_wheel_compiles(
     assert all(Path(file).is_relative_to(packages) for file in result["files"])
     done = call(place / "bin" / "graphopt", "verify", "model.onnx", folder=tmp_path)
     assert (done.returncode, "all outputs agree" in done.stdout) == (0, True), done.stderr
+
+
+def test_an_installed_wheel_builds_its_plugin_for_devices(
+    opencl: object, place: Path, tiny_cnn: onnx.ModelProto, tmp_path: Path
+) -> None:
+    onnx.save(tiny_cnn, tmp_path / "model.onnx")
+    words = (place / "bin" / "python", "-c", DEVICE_SCRIPT, "model.onnx")
+    done = call(*words, folder=tmp_path, GRAPHOPT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(place)
+    assert list((tmp_path / "cache" / "plugins").glob("graphopt-opencl-*.so"))

@@ -92,10 +92,10 @@ BYTES = """
           i = DequantizeLinear(x, fine, middle) j = DequantizeLinear(z, fine, three)
           k = MatMul(i, j)
           d = QuantizeLinear(k, fine, middle)
-          m0 = QuantizeLinear(c, fine, middle) m = DequantizeLinear(m0, fine, middle)
+          m0 = QuantizeLinear(c, odd, middle) m = DequantizeLinear(m0, odd, middle)
           n0 = Sigmoid(m) n1 = QuantizeLinear(n0, unit, zero)
           n2 = DequantizeLinear(n1, unit, zero)
-          e0 = Mul(m, n2) e = QuantizeLinear(e0, fine, middle)
+          e0 = Mul(m, n2) e = QuantizeLinear(e0, odd, middle)
         """
 CONSTANTS = {
     "middle": np.array(128, np.uint8),
@@ -105,6 +105,7 @@ CONSTANTS = {
     "unit": np.array(1 / 255, np.float32),
     "fine": np.array(0.05, np.float32),
     "finer": np.array(0.02, np.float32),
+    "odd": np.array(0.0391, np.float32),  # of whose steps no product of two others is the middle
     "one": np.array([1], np.int64),
     "none": np.zeros(0, np.float32),
     "twice": np.array([1, 1, 2, 2], np.float32),

@@ -74,6 +74,13 @@ class OpenclDevice {
     return timed_;
   }
   void Finish() { cl::Check(cl::Library::Get().clFinish(Queue()), "clFinish"); }
+  // Waits for what is under way, if anything ever was; what fails fails unheard.
+  void Drain() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (cl::Queue queue : {queue_, timed_}) {
+      if (queue != nullptr) cl::Library::Get().clFinish(queue);
+    }
+  }
 
  private:
   void Open() {
@@ -121,6 +128,11 @@ class DeviceTable {
                                   << Count();
     }
     return *devices_[index];
+  }
+  // Of this process; in a forked one there is nothing to wait for.
+  void Drain() {
+    if (getpid() != process_) return;
+    for (const std::unique_ptr<OpenclDevice>& device : devices_) device->Drain();
   }
   // Why there is no device; empty where there is one.
   const std::string& Missing() const { return missing_; }

@@ -9,6 +9,7 @@
 //   graphopt.opencl.missing              why there is none, or ""
 //   graphopt.opencl.view                 (memory, offset, bytes) → a sub-buffer as memory
 //   graphopt.opencl.release              gives a sub-buffer back
+//   graphopt.opencl.drain                waits until no device has anything left to do
 //   graphopt.opencl.record               (device) this thread's kernels are timed from now on
 //   graphopt.opencl.mark                 what comes now counts for another row
 //   graphopt.opencl.recorded             ends that; nanoseconds before each mark
@@ -88,6 +89,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("graphopt.opencl.view", View)
       .def("graphopt.opencl.release",
            [](void* view) { cl::Library::Get().clReleaseMemObject(AsMemory(view)); })
+      .def("graphopt.opencl.drain", []() { DeviceTable::Get().Drain(); })
       .def("graphopt.opencl.record",
            [](int64_t device) { Recorder::OfThread().Begin(&DeviceTable::Get().At(device)); })
       .def("graphopt.opencl.mark", []() { Recorder::OfThread().Mark(); })

@@ -7,6 +7,7 @@ into it, with a digest of its bytes at its end: a file that was cut short or alt
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -57,6 +58,9 @@ def load() -> Any:
                 ctypes.CDLL(path, ctypes.RTLD_LOCAL)  # which Python never closes
             except OSError as error:
                 raise DeviceError("opencl", f"the plug-in cannot be loaded: {error}.") from error
+        # A run that failed or was interrupted leaves kernels under way. The driver's threads, which
+        # may still be compiling them, must not outlive what its static destructors take away.
+        atexit.register(tvm_ffi.get_global_func("graphopt.opencl.drain"))
     return tvm_ffi
 
 
