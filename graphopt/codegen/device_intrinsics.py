@@ -69,7 +69,9 @@ def _llvm(node: Any, kind: str) -> Expr:
     if kind == "cuda":
         zero = tirx.const(-0.0, "float32")
         return tirx.call_pure_extern("float32", "__fadd_rn", operand, zero)
-    return tirx.reinterpret("float32", tirx.reinterpret("int32", operand))
+    # TVM writes reinterpret() with the address of its operand, which a literal does not have.
+    bits = tirx.call_pure_extern("int32", "as_int", operand)
+    return tirx.call_pure_extern("float32", "as_float", bits)
 
 
 def _extremum(node: Any) -> Expr:

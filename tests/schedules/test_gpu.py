@@ -83,7 +83,7 @@ MODELS = {
 BYTES = """
         uint8[3,17,21] x, uint8[3,21,13] z, float[1,8,9,7] f
         => int32[3,17,13] a, int32[3,17,19] b, float[1,12,9,7] c, uint8[3,17,13] d,
-           uint8[1,12,9,7] e
+           uint8[1,12,9,7] e, uint8[3,19,22] p
         | int8[21,19] w, float[12,8,3,3] v
         | a = MatMulInteger(x, z, middle, three) b = MatMulInteger(x, w, middle)
           g0 = QuantizeLinear(f, fine, middle) g = DequantizeLinear(g0, fine, middle)
@@ -96,12 +96,14 @@ BYTES = """
           n0 = Sigmoid(m) n1 = QuantizeLinear(n0, unit, zero)
           n2 = DequantizeLinear(n1, unit, zero)
           e0 = Mul(m, n2) e = QuantizeLinear(e0, odd, middle)
+          p0 = Pad(i, pads) p = QuantizeLinear(p0, odd, middle)
         """
 CONSTANTS = {
     "middle": np.array(128, np.uint8),
     "three": np.array(3, np.uint8),
     "nil": np.array(0, np.int8),
     "zero": np.array(0, np.uint8),
+    "pads": np.array([0, 1, 0, 0, 1, 1], np.int64),
     "unit": np.array(1 / 255, np.float32),
     "fine": np.array(0.05, np.float32),
     "finer": np.array(0.02, np.float32),
@@ -194,7 +196,7 @@ def test_bytes_are_computed_as_integers(opencl: Any, regime: str) -> None:
     assert {"gpu.matmul", "gpu.matmul_offset"} <= names
     assert names & {"gpu.conv_integer.lines", "gpu.conv_integer.implicit_gemm"}
     found, expected = compiled.run(feeds), reference(model, feeds)
-    for output in "abd":
+    for output in "abdp":
         np.testing.assert_array_equal(found[output], expected[output])
     gap = np.abs(found["e"].astype(np.int32) - expected["e"])
     assert gap.max() <= 1
