@@ -59,9 +59,11 @@ from schedules import (
 )
 from schedules.gpu import attention as gpu_attention
 from schedules.gpu import conv as gpu_conv
+from schedules.gpu import conv_dp4a as gpu_conv_dp4a
 from schedules.gpu import conv_lines as gpu_conv_lines
 from schedules.gpu import direct as gpu_direct
 from schedules.gpu import matmul as gpu_matmul
+from schedules.gpu import matmul_dp4a as gpu_matmul_dp4a
 from schedules.gpu import norm as gpu_norm
 from schedules.gpu import reduce as gpu_reduce
 from schedules.gpu import softmax as gpu_softmax
@@ -163,6 +165,8 @@ _LOOPS: tuple[Family, ...] = (
 
 GPU_FAMILIES: tuple[Family, ...] = (
     gpu_tensor_cores.candidates,
+    gpu_conv_dp4a.candidates,
+    gpu_matmul_dp4a.candidates,
     gpu_direct.candidates,
     gpu_conv.candidates,
     gpu_conv_lines.candidates,

@@ -10,6 +10,8 @@ import tvm_ffi
 from tvm import ir, tirx
 from tvm.target import codegen
 
+from graphopt.codegen.opencl_words import NAMES
+
 Expr = Any
 Stmt = Any
 
@@ -51,8 +53,11 @@ def _intrinsic(name: str) -> int:
 
 
 def _extern(node: Any, kind: str) -> Expr:
-    """OpenCL's functions have one name for all types."""
+    """OpenCL's functions of floats have one name for all types."""
     name = str(node.args[0].value)
+    if kind == "opencl" and name == "__dp4a":
+        dtype = str(node.ty.dtype)
+        return tirx.call_pure_extern(dtype, NAMES[dtype], *node.args[1:])
     single = str(node.ty.dtype) == "float32" and name.endswith("f") and name != "erf"
     if kind != "opencl" or not single:
         return node

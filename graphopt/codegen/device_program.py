@@ -27,6 +27,7 @@ from graphopt.codegen.device_kernel import DeviceKernel, Launch, LaunchLimits
 from graphopt.codegen.executable import entry_module, linked_object
 from graphopt.codegen.jobs import Code
 from graphopt.codegen.kernel import pointer, sequence
+from graphopt.codegen.opencl_words import with_words
 from graphopt.codegen.plan import Plan
 
 Stmt = Any
@@ -115,7 +116,7 @@ def device_code(kernels: Mapping[str, DeviceKernel], target: DeviceTarget) -> by
         return cuda_module(functions, target.device, target.architectures)
     with target.device:
         module = tvm.get_global_func("target.build.opencl")(functions, target.device)
-    source = str(module.inspect_source("cl"))
+    source = with_words(str(module.inspect_source("cl")))
     return serialized("cl", signatures(functions), source.encode())
 
 

@@ -118,6 +118,7 @@ def _opencl(text: str, name: str, vector_bytes: int) -> Device:
             loops=each.type == "cpu",
             fp16=each.fp16,
             fp64=each.fp64,
+            dp4a="cl_khr_integer_dot_product" in each.extensions,
         )
         vector = vector_bytes if gpu.loops else 16
         alignment = lcm(64, each.base_align_bytes)

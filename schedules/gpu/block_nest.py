@@ -57,18 +57,19 @@ class BlockNest:
                 left.load(group, step, row),
                 right.load(group, step, column),
                 barrier(),
-                nest.serial(t.depth, lambda k: self._multiply(k, x, y), "k"),
+                nest.serial(t.depth, lambda k: self.multiply(k, x, y), "k"),
                 barrier(),
             )
 
         def store(i: PrimExpr, v: PrimExpr, lane: PrimExpr) -> Stmt:
             m, n = row + y * t.tall + i, column + (v * t.across + x) * t.lanes + lane
-            stored = finish(nest.read(self.sums, i, v, lane), group, m, n)
+            stored = finish(self.value(i, v, lane), group, m, n)
             return inside(self.tiles, m, n, stored)
 
         return nest.sequence(
             nest.allocate(self.left, self.right, self.sums),
             self._each(lambda i, v, lane: nest.write(self.sums, zero, i, v, lane)),
+            self.start(),
             left.prepare(group, row),
             right.prepare(group, column),
             nest.serial(ceildiv(self.product.steps, t.depth), piece, "piece"),
@@ -84,15 +85,35 @@ class BlockNest:
             ),
         )
 
-    def _multiply(self, k: PrimExpr, x: PrimExpr, y: PrimExpr) -> Stmt:
-        t = self.t
+    def start(self) -> Stmt | None:
+        """What a thread does first besides clearing its sums: nothing."""
+        return None
+
+    def multiply(self, k: PrimExpr, x: PrimExpr, y: PrimExpr) -> Stmt:
+        """Add step k of the pieces to the sums of the thread at (x, y)."""
 
         def add(i: PrimExpr, v: PrimExpr, lane: PrimExpr) -> Stmt:
-            a = nest.read(self.left, k, y * t.tall + i)
-            b = nest.read(self.right, k, (v * t.across + x) * t.lanes + lane)
-            return nest.write(self.sums, nest.read(self.sums, i, v, lane) + a * b, i, v, lane)
+            sums = nest.read(self.sums, i, v, lane)
+            a, b = self.left_element(k, y, i), self.right_element(k, x, v, lane)
+            return nest.write(self.sums, self.added(sums, a, b), i, v, lane)
 
         return self._each(add)
+
+    def left_element(self, k: PrimExpr, y: PrimExpr, i: PrimExpr) -> PrimExpr:
+        """Of a thread's row i."""
+        return nest.read(self.left, k, y * self.t.tall + i)
+
+    def right_element(self, k: PrimExpr, x: PrimExpr, v: PrimExpr, lane: PrimExpr) -> PrimExpr:
+        """Of a thread's column (v, lane)."""
+        return nest.read(self.right, k, (v * self.t.across + x) * self.t.lanes + lane)
+
+    def added(self, sums: PrimExpr, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+        """A sum and the next product."""
+        return sums + a * b
+
+    def value(self, i: PrimExpr, v: PrimExpr, lane: PrimExpr) -> PrimExpr:
+        """The finished sum."""
+        return nest.read(self.sums, i, v, lane)
 
 
 def inside(tiles: Tiles, row: PrimExpr, column: PrimExpr, stored: Stmt) -> Stmt:

@@ -20,7 +20,8 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu.conv import ACCUMULATORS, RowBlocks, Shape, Weights
+from schedules.gpu.conv import ACCUMULATORS
+from schedules.gpu.conv_operands import RowBlocks, Shape, Weights
 from schedules.gpu.products import product_nest
 from schedules.gpu.threads import grid
 from schedules.gpu.tiles import Tiles

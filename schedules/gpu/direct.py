@@ -16,7 +16,8 @@ from tvm import tirx
 
 from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
-from schedules.gpu.conv import ACCUMULATORS, Image, Shape, Weights
+from schedules.gpu.conv import ACCUMULATORS
+from schedules.gpu.conv_operands import Image, Shape, Weights
 from schedules.gpu.threads import grid, registers
 from schedules.interface import (
     PLAIN,

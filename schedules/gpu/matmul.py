@@ -19,7 +19,7 @@ from schedules import nest
 from schedules.epilogue import apply_epilogue, operand_layouts
 from schedules.gpu.conv import ACCUMULATORS
 from schedules.gpu.products import Multiply, product_nest
-from schedules.gpu.tiles import Tiles
+from schedules.gpu.tiles import Finish, Tiles
 from schedules.gpu.tilings import Product, Tiling, tuned_over
 from schedules.interface import (
     PLAIN,
@@ -32,7 +32,7 @@ from schedules.interface import (
     TargetTraits,
     Workload,
 )
-from schedules.nest import Stmt
+from schedules.nest import Buffer, Stmt
 from schedules.product import PRODUCTS, aligned, problem_of, zeros_of
 from schedules.scalar_values import cast
 
@@ -131,7 +131,7 @@ def _compute(
 ) -> PrimFunc:
     assert traits.gpu is not None
     op = workload.op
-    problem = problem_of(workload)
+    sides = Sides(workload)
     packed = isinstance(packing, Panels)
     shape = op.inputs[1].shape
     a = nest.buffer(op.inputs[0].shape, op.inputs[0].dtype, "a")
@@ -140,32 +140,20 @@ def _compute(
     operands = nest.operand_buffers(workload)
     result = nest.buffer(workload.output.shape, workload.output.dtype, "result")
 
-    def place(group: PrimExpr, row: PrimExpr) -> tuple[PrimExpr, ...]:
-        """The output's leading coordinates."""
-        if not problem.batch:
-            return nest.unflatten(row, op.output.shape[:-1])
-        return (*nest.unflatten(group, problem.batch), row)
-
     zeros = zeros_of(op)
 
     def less(value: PrimExpr, zero: int) -> PrimExpr:
         return cast(value, product.dtype) - tirx.const(zero, product.dtype) if zero else value
 
     def left(group: PrimExpr, step: PrimExpr, row: PrimExpr) -> PrimExpr:
-        if not problem.batch:
-            return less(nest.read(a, *nest.unflatten(row, op.inputs[0].shape[:-1]), step), zeros[0])
-        batch = aligned(place(group, row)[:-1], op.inputs[0].shape[:-2])
-        return less(nest.read(a, *batch, row, step), zeros[0])
+        return less(nest.read(a, *sides.left(group, row), step), zeros[0])
 
     def right(group: PrimExpr, step: PrimExpr, column: PrimExpr) -> PrimExpr:
-        batch = aligned(place(group, nest.integer(0))[:-1], shape[:-2])
-        if not packed:
-            inner = (column, step) if op.attr("transpose_b") else (step, column)
-            return less(nest.read(b, *batch, *inner), zeros[1])
-        flat: PrimExpr = nest.integer(0)
-        for index, extent in zip(batch, shape[:-2], strict=True):
-            flat = flat * extent + index
-        return nest.read(b, flat, column // tiling.width, step, column % tiling.width)
+        if packed:
+            panel, lane = column // tiling.width, column % tiling.width
+            return nest.read(b, sides.matrix(group), panel, step, lane)
+        inner = (column, step) if op.attr("transpose_b") else (step, column)
+        return less(nest.read(b, *sides.right(group), *inner), zeros[1])
 
     tiles = Tiles(
         product,
@@ -178,10 +166,50 @@ def _compute(
         right_steps_first=bool(op.attr("transpose_b")) and not packed,
     )
 
+    finish = storing(workload, operands, result)
+    return nest.function([a, b, *operands, result], multiply(tiles, traits.gpu.loops, finish))
+
+
+class Sides:
+    """Where rows and columns of a matmul's products lie in its tensors."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.op, self.problem = workload.op, problem_of(workload)
+
+    def place(self, group: PrimExpr, row: PrimExpr) -> tuple[PrimExpr, ...]:
+        """The output's leading coordinates."""
+        if not self.problem.batch:
+            return nest.unflatten(row, self.op.output.shape[:-1])
+        return (*nest.unflatten(group, self.problem.batch), row)
+
+    def left(self, group: PrimExpr, row: PrimExpr) -> tuple[PrimExpr, ...]:
+        """The leading coordinates of a row of the left operand."""
+        shape = self.op.inputs[0].shape
+        if not self.problem.batch:
+            return nest.unflatten(row, shape[:-1])
+        return (*aligned(self.place(group, row)[:-1], shape[:-2]), row)
+
+    def right(self, group: PrimExpr) -> tuple[PrimExpr, ...]:
+        """The coordinates of a group's matrix in the right operand."""
+        return aligned(self.place(group, nest.integer(0))[:-1], self.op.inputs[1].shape[:-2])
+
+    def matrix(self, group: PrimExpr) -> PrimExpr:
+        """The number of that matrix."""
+        flat: PrimExpr = nest.integer(0)
+        for index, extent in zip(self.right(group), self.op.inputs[1].shape[:-2], strict=True):
+            flat = flat * extent + index
+        return flat
+
+
+def storing(workload: Workload, operands: list[Buffer], result: Buffer) -> Finish:
+    """What puts sums through the epilogue and in their place."""
+    sides = Sides(workload)
+
     def finish(value: PrimExpr, group: PrimExpr, row: PrimExpr, column: PrimExpr) -> Stmt:
-        index = (*place(group, row), column)
+        index = (*sides.place(group, row), column)
         readers = [nest.reader(operand) for operand in operands]
-        done = apply_epilogue(workload, cast(value, op.output.dtype), readers, PLAIN, index)
+        dtype = workload.op.output.dtype
+        done = apply_epilogue(workload, cast(value, dtype), readers, PLAIN, index)
         return nest.write(result, done, *index)
 
-    return nest.function([a, b, *operands, result], multiply(tiles, traits.gpu.loops, finish))
+    return finish

@@ -119,6 +119,41 @@ def bytes_product() -> tuple[bytes, dict[str, Array]]:
     return build(nodes, feeds, weights), feeds
 
 
+def bytes_network() -> tuple[bytes, dict[str, Array]]:
+    """A quantized network of two convolutions, one of three channels, and a product, as QDQ."""
+    rng = np.random.default_rng(1)
+    feeds = {"x": draw(1, 3, 13, 11)}
+    weights: dict[str, Any] = {"zero": np.uint8(128), "nil": np.int8(0)}
+    sizes = {"w1": (21, 3, 3, 3), "w2": (18, 21, 3, 2), "w3": (18, 10)}
+    for name, size in sizes.items():
+        weights[name] = rng.integers(-127, 128, size, dtype=np.int8)
+    for name, scale in {"sx": 0.03, "s1": 0.02, "s2": 0.05, "s3": 0.01}.items():
+        weights[name] = np.float32(scale)
+    nodes, value = [], "x"
+    steps = [
+        ("Conv", "w1", {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ("Conv", "w2", {"pads": [1, 0, 1, 1]}),
+        ("MatMul", "w3", {}),
+    ]
+    for number, (kind, weight, attributes) in enumerate(steps):
+        if kind == "MatMul":
+            nodes += [
+                node("GlobalAveragePool", value, "pooled"),
+                node("Flatten", "pooled", "flat"),
+            ]
+            value = "flat"
+        nodes += [
+            node("QuantizeLinear", f"{value} sx zero", f"q{number}"),
+            node("DequantizeLinear", f"q{number} sx zero", f"d{number}"),
+            node("DequantizeLinear", f"{weight} s{number + 1} nil", f"f{number}"),
+            node(kind, f"d{number} f{number}", f"p{number}", **attributes),
+            node("Relu", f"p{number}", f"r{number}"),
+        ]
+        value = f"r{number}"
+    nodes.append(node("Identity", value, "y"))
+    return build(nodes, feeds, weights), feeds
+
+
 def halves_for_tensor_cores() -> tuple[bytes, dict[str, Array]]:
     """Batches of products with edges that no tile divides."""
     kind = np.float16
@@ -138,12 +173,79 @@ def halves_for_tensor_cores() -> tuple[bytes, dict[str, Array]]:
     return build(nodes, feeds, weights), feeds
 
 
+def halves_for_tensor_core_convolutions() -> tuple[bytes, dict[str, Array]]:
+    """Two convolutions whose edges no tile divides, with a bias, a sum and an activation."""
+    kind = np.float16
+    feeds = {"x": draw(1, 20, 13, 11, dtype=kind)}
+    weights = {
+        "w1": draw(33, 20, 3, 3, dtype=kind) / kind(13),
+        "b1": draw(33, dtype=kind),
+        "w2": draw(33, 33, 1, 1, dtype=kind) / kind(6),
+    }
+    nodes = [
+        node("Conv", "x w1 b1", "c1", strides=[2, 1], pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 w2", "c2"),
+        node("Add", "c2 r1", "a"),
+        node("Sigmoid", "a", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
+def moves() -> tuple[bytes, dict[str, Array]]:
+    """What is joined, padded, cut and pooled."""
+    feeds = {"x": draw(1, 3, 13, 11)}
+    weights: dict[str, Any] = {
+        "around": np.array([0, 0, 1, 2, 0, 0, 2, 0]),
+        "first": np.array([14]),
+        "end": np.array([-100]),
+        "row": np.array([2]),
+        "step": np.array([-2]),
+        "which": np.array([[1, -2], [0, 3]]),
+    }
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Concat", "x r", "c", axis=1),
+        node("Pad", "c around", "p", mode="constant"),
+        node("Slice", "p first end row step", "s"),
+        node("Gather", "s which", "g", axis=3),
+        node("AveragePool", "p", "a", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 0]),
+        node("ReduceMax", "a", "m", axes=[2, 3], keepdims=1),
+        node("ReduceMax", "g", "h", axes=[3, 4], keepdims=0),
+        node("ReduceMax", "h", "i", axes=[2], keepdims=1),
+        node("Unsqueeze", "i last", "j"),
+        node("Add", "m j", "y"),
+    ]
+    weights["last"] = np.array([3])
+    return build(nodes, feeds, weights), feeds
+
+
+def running_sums() -> tuple[bytes, dict[str, Array]]:
+    """Along rows of several pieces, from either end, and across them."""
+    feeds = {"x": draw(3, 300)}
+    weights: dict[str, Any] = {"across": np.array(0), "along": np.array(1)}
+    nodes = [
+        node("CumSum", "x along", "a"),
+        node("CumSum", "x along", "b", reverse=1, exclusive=1),
+        node("CumSum", "x across", "c", reverse=1),
+        node("CumSum", "x across", "d", exclusive=1),
+        node("Sub", "a b", "e"),
+        node("Sub", "c d", "f"),
+        node("Add", "e f", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
 ALL = (
     partial(transformer, FLOAT),
     partial(transformer, HALF),
     partial(convolutions, FLOAT),
     partial(convolutions, HALF),
     bytes_product,
+    bytes_network,
     halves_for_tensor_cores,
+    halves_for_tensor_core_convolutions,
+    moves,
+    running_sums,
 )
 """All of them."""

@@ -100,6 +100,12 @@ def run_model(
     return found
 
 
+def kernels_of(model: bytes, target: str) -> list[str]:
+    """The names of the kernels that a model compiles to, in order."""
+    compiled = graphopt.compile(model, target=target, cache=False)
+    return [call.candidate for call in compiled.report.calls]
+
+
 def traced_launches(model: bytes, feeds: Mapping[str, Array]) -> list[str]:
     """What the emulated driver was asked to launch for one run."""
     compiled = graphopt.compile(model, target=f"cuda:{ARCHITECTURE}", cache=False)
