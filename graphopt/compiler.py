@@ -24,11 +24,11 @@ from graphopt.lowering.emit import Emitted
 from graphopt.lowering.lower import Lowered, LoweringOptions, Problem, lower_choice, pose
 from graphopt.lowering.prices import Advisor, Offer, unadvised
 from graphopt.lowering.weights import WeightPool
-from graphopt.passes.base import PassReport, run_pipeline
-from graphopt.passes.pipeline import PIPELINE
+from graphopt.passes.base import Pass, PassReport, run_pipeline
+from graphopt.passes.pipeline import pipeline_of
 from graphopt.passes.quantized import INTEGER_RULES
 from graphopt.report import FloatRow, KernelRow, PassRow, Report
-from schedules.interface import Numerics
+from schedules.interface import Numerics, TargetTraits
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _compiled(
     with stages("import"):
         graph = import_model(prepared)
     with stages("passes"):
-        graph, passes = run_pipeline(graph, PIPELINE, config.dump_ir)
+        graph, passes = run_pipeline(graph, _passes(traits), config.dump_ir)
     with stages("lowering"):
         problem = pose(graph, traits, _options(config), advisor)
         chosen = problem.choice()
@@ -254,8 +254,13 @@ def pose_model(
                 part.model, config, {}, None, advisor, preparation=prepare_segment
             )
         ]
-    graph, _ = run_pipeline(import_model(prepared), PIPELINE, None)
-    return [pose(graph, config.target.traits(config.threads), _options(config), advisor)]
+    traits = config.target.traits(config.threads)
+    graph, _ = run_pipeline(import_model(prepared), _passes(traits), None)
+    return [pose(graph, traits, _options(config), advisor)]
+
+
+def _passes(traits: TargetTraits) -> tuple[Pass, ...]:
+    return pipeline_of(halves=traits.gpu is not None and traits.gpu.fp16)
 
 
 def _options(config: CompileConfig) -> LoweringOptions:

@@ -46,7 +46,7 @@ def _conv2d(call: Any, source: TensorSig, result: TensorSig) -> Action | None:
     attrs = call.attrs
     if attrs.data_layout != "NCHW" or attrs.kernel_layout not in ("OIHW", "IOHW"):
         return None
-    if source.dtype != "float32":
+    if (source.dtype, result.dtype) not in (("float32",) * 2, ("float16", "float32")):
         return None
     found: list[tuple[str, Attr]] = [
         ("strides", _ints(attrs.strides)),

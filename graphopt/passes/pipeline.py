@@ -18,6 +18,7 @@ from graphopt.passes.identities import RemoveIdentities
 from graphopt.passes.integer_convolutions import IntegerConvolutions
 from graphopt.passes.integer_products import IntegerProducts
 from graphopt.passes.integer_readers import ReadIntegers
+from graphopt.passes.keep_halves import KeepHalves
 from graphopt.passes.normalizations import RecoverNormalizations
 from graphopt.passes.packed_weights import PackWeights
 from graphopt.passes.quantize_moves import HoistQuantize
@@ -96,6 +97,14 @@ PIPELINE: tuple[Pass, ...] = (
     RemoveIdentities(),
     MergeCommonSubexpressions(),
 )
+
+
+def pipeline_of(halves: bool) -> tuple[Pass, ...]:
+    """The passes for a target that does, or does not, compute with half-precision numbers."""
+    # Last: no other pass expects convolutions whose result is wider than what they read.
+    return (*PIPELINE, KeepHalves()) if halves else PIPELINE
+
+
 # Deliberately absent. Parallel products of one input (Q, K, V) are not merged into one: the
 # pieces would be cut out of the result again, a copy of every one of them, to save two launches
 # of a fraction of a microsecond; SplitProjections does the reverse where a model comes merged.

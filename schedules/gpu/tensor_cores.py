@@ -39,17 +39,20 @@ _SKEW = 8
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
-    """One candidate where both operands are halves and no edge is far smaller than a tile."""
+    """One candidate where both operands are halves, whatever becomes of the float32 sums, and no
+    edge is far smaller than a tile."""
     op, gpu = workload.op, traits.gpu
     if gpu is None or not gpu.tensor_cores or gpu.max_threads < TILING.threads:
         return ()
-    if {sig.dtype for sig in (*op.inputs[:2], op.output)} != {"float16"}:
+    if {sig.dtype for sig in op.inputs[:2]} != {"float16"}:
         return ()
     if op.kind not in _FAMILIES or gpu.shared_bytes < shared_bytes():
         return ()
     family = _FAMILIES[op.kind]
     product = family.product_of(workload)
-    if product is None or min(product.rows, product.columns, product.steps) < EDGE:
+    if product is None or product.dtype != "float32":
+        return ()
+    if min(product.rows, product.columns, product.steps) < EDGE:
         return ()
     found = family.tiled(workload, replace(product, dtype="float16"), traits, TILING, multiply)
     cost = replace(found.cost, efficiency=_EFFICIENCY)
