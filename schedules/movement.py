@@ -202,11 +202,18 @@ def _slice(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc
     cut = bool(layout.block and channels != op.inputs[0].shape[1] and channels % layout.block)
 
     def value(index: Index) -> PrimExpr:
-        at = [i * s + b for i, s, b in zip(index, strides, begin, strict=True)]
-        found = nest.read(frame.inputs[0], *at)
+        found = slice_value(frame, begin, strides, index)
         return _mask(frame, index, found) if cut else found
 
     return frame.function(*rows(frame, traits, split, value))
+
+
+def slice_value(
+    frame: Frame, begin: Sequence[int], strides: Sequence[int], index: Index
+) -> PrimExpr:
+    """The element of a slice at `index`."""
+    at = [i * s + b for i, s, b in zip(index, strides, begin, strict=True)]
+    return nest.read(frame.inputs[0], *at)
 
 
 def _clamped(i: PrimExpr, size: int) -> PrimExpr:
@@ -226,7 +233,7 @@ def _reflected(i: PrimExpr, size: int) -> PrimExpr:
     return tirx.Select(i > size - 1, period - i, i)
 
 
-_SOURCES: Mapping[str, Callable[[PrimExpr, int], PrimExpr]] = {
+SOURCES: Mapping[str, Callable[[PrimExpr, int], PrimExpr]] = {
     "constant": lambda i, size: i,
     "edge": _clamped,
     "wrap": _wrapped,
@@ -253,7 +260,7 @@ def _pad(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
         for a in padded:
             i = index[a] - before[a]
             size = source[a]
-            at[a] = i if known_inside else _SOURCES[mode](i, size)
+            at[a] = i if known_inside else SOURCES[mode](i, size)
         return nest.read(frame.inputs[0], *at)
 
     lanes = lanes_of(traits, op.output.dtype, workload.output.dtype)
@@ -311,17 +318,18 @@ def _take(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
     """Rows by index; an index is brought into range, so that a wrong one cannot read elsewhere."""
     op = workload.op
     frame = Frame(workload, (PLAIN, PLAIN), PLAIN)
-    data, indices = frame.inputs
-    axis = op.attr("axis")
     rank = len(op.inputs[1].shape)
+    split = min(op.attr("axis") + rank, max(len(frame.shape) - 1, 0))
+    return frame.function(*rows(frame, traits, split, partial(take_value, frame)))
+
+
+def take_value(frame: Frame, index: Index) -> PrimExpr:
+    """The element of a take at `index`."""
+    op, (data, indices) = frame.workload.op, frame.inputs
+    axis, rank = op.attr("axis"), len(op.inputs[1].shape)
     size = op.inputs[0].shape[axis]
-
-    def value(index: Index) -> PrimExpr:
-        where = index[axis : axis + rank]
-        at = tirx.Cast("int32", nest.read(indices, *where) if rank else nest.read(indices))
-        at = tirx.Select(at < 0, at + size, at)
-        at = tirx.max(tirx.min(at, size - 1), 0)
-        return nest.read(data, *index[:axis], at, *index[axis + rank :])
-
-    split = min(axis + rank, max(len(frame.shape) - 1, 0))
-    return frame.function(*rows(frame, traits, split, value))
+    where = index[axis : axis + rank]
+    at = tirx.Cast("int32", nest.read(indices, *where) if rank else nest.read(indices))
+    at = tirx.Select(at < 0, at + size, at)
+    at = tirx.max(tirx.min(at, size - 1), 0)
+    return nest.read(data, *index[:axis], at, *index[axis + rank :])

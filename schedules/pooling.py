@@ -65,10 +65,12 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
 
 
 def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
-    return _Pool(workload, layout, traits).function()
+    return Pool(workload, layout, traits).function()
 
 
-class _Pool:
+class Pool:
+    """The kernel of a pooling; its methods make parts of the nest."""
+
     def __init__(self, workload: Workload, layout: Layout, traits: TargetTraits) -> None:
         op = workload.op
         self.op = op
@@ -131,7 +133,7 @@ class _Pool:
             "kh",
         )
 
-    def _one(self, n: PrimExpr, c: PrimExpr, row: PrimExpr, column: PrimExpr) -> Stmt:
+    def one(self, n: PrimExpr, c: PrimExpr, row: PrimExpr, column: PrimExpr) -> Stmt:
         """One output (all channels of its block), with both loops' bounds computed."""
         width = self.layout.block or 1
         total = scratch((width,), self.dtype, "total")
@@ -172,7 +174,7 @@ class _Pool:
     def _blocked_row(self, n: PrimExpr, c: PrimExpr, row: PrimExpr) -> Stmt:
         axis = self.columns
         if axis.kernel > _WIDEST_UNROLLED:
-            return nest.serial(axis.out, lambda x: self._one(n, c, row, x), "ow")
+            return nest.serial(axis.out, lambda x: self.one(n, c, row, x), "ow")
         parts = [
             nest.serial(
                 run.count,
@@ -235,7 +237,7 @@ class _Pool:
         def border(start: int, count: int) -> Stmt | None:
             if not count:
                 return None
-            return nest.serial(count, lambda x: self._one(n, c, row, x + start), "ow")
+            return nest.serial(count, lambda x: self.one(n, c, row, x + start), "ow")
 
         vectors = [
             nest.serial(

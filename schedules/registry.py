@@ -64,8 +64,11 @@ from schedules.gpu import conv_lines as gpu_conv_lines
 from schedules.gpu import direct as gpu_direct
 from schedules.gpu import matmul as gpu_matmul
 from schedules.gpu import matmul_dp4a as gpu_matmul_dp4a
+from schedules.gpu import movement as gpu_movement
 from schedules.gpu import norm as gpu_norm
+from schedules.gpu import pooling as gpu_pooling
 from schedules.gpu import reduce as gpu_reduce
+from schedules.gpu import scan as gpu_scan
 from schedules.gpu import softmax as gpu_softmax
 from schedules.gpu import tensor_cores as gpu_tensor_cores
 from schedules.gpu import transpose as gpu_transpose
@@ -176,6 +179,9 @@ GPU_FAMILIES: tuple[Family, ...] = (
     gpu_norm.candidates,
     gpu_reduce.candidates,
     gpu_transpose.candidates,
+    gpu_movement.candidates,
+    gpu_pooling.candidates,
+    gpu_scan.candidates,
     *(on_device(family) for family in _LOOPS),
 )
 

@@ -22,10 +22,11 @@ from schedules.vectors import accumulator, lanes_of, load_as, over_vectors, para
 _BLOCK = 16
 """Vectors of lines that one task takes."""
 
-_FUNCTIONS: Mapping[str, tuple[int, Callable[[PrimExpr, PrimExpr], PrimExpr]]] = {
+FUNCTIONS: Mapping[str, tuple[int, Callable[[PrimExpr, PrimExpr], PrimExpr]]] = {
     "sum": (0, lambda a, b: a + b),
     "prod": (1, lambda a, b: a * b),
 }
+"""What a total begins with and how an element joins it."""
 
 
 def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...]:
@@ -40,7 +41,7 @@ def candidates(workload: Workload, traits: TargetTraits) -> tuple[Candidate, ...
 def _compute(workload: Workload, traits: TargetTraits) -> PrimFunc:
     op, to = workload.op, Parameters(workload)
     outer, length, inner = rows_of(op.output, op.attr("axis"))
-    start, combine = _FUNCTIONS[op.attr("function")]
+    start, combine = FUNCTIONS[op.attr("function")]
     dtype, wide = op.output.dtype, accumulator(op.output.dtype)
     lanes = lanes_of(traits, wide)
     [source], [target] = to.inputs, to.outputs

@@ -27,6 +27,8 @@ REGIMES = {
     "threads": GpuTraits(max_threads=256, units=2, warp=32, fp64=True),
     "small": GpuTraits(max_threads=64, shared_bytes=16 << 10, units=2, fp64=True),
 }
+WORDS = replace(REGIMES["small"], dp4a=True)
+"""A device that multiplies four pairs of bytes at a time."""
 
 MODELS = {
     "products": """
@@ -79,6 +81,17 @@ MODELS = {
               b0, boxes, images)
           c = MaxRoiPool<pooled_shape=[3,2]>(x, places)
         """,
+    "moves": """
+        float[2,4,15,13] x, float[2,4,15,5] y, float[2,4,15,1] z, int64[3,2] i
+        => float[2,4,15,19] a, float[2,4,20,14] b, float[2,4,19,15] c, float[2,4,5,13] d,
+           float[2,3,2,15,13] e, float[2,4,8,6] f, float[2,4,7,6] g
+        |
+        | a0 = Concat<axis=3>(y, x, z) a = Relu(a0)
+          b = Pad(x, around, one_half) c = Pad<mode="reflect">(x, around_less)
+          d = Slice(x, first, end, row, three_steps) e = Gather<axis=1>(x, i)
+          f = AveragePool<kernel_shape=[3,4],pads=[1,1,1,1],strides=[2,2]>(x)
+          g = AveragePool<kernel_shape=[3,3],strides=[2,2],count_include_pad=1>(x)
+        """,
 }
 BYTES = """
         uint8[3,17,21] x, uint8[3,21,13] z, float[1,8,9,7] f
@@ -116,6 +129,13 @@ CONSTANTS = {
     "boxes": np.array([[0, 1, 9, 11], [2.5, 3, 12, 14], [-3, -2, 6, 5]], np.float32),
     "images": np.array([1, 0, 1], np.int64),
     "places": np.array([[1, 0, 1, 9, 11], [0, 2, 3, 12, 14], [1, 3, 2, 6, 5]], np.float32),
+    "around": np.array([0, 0, 2, 0, 0, 0, 3, 1], np.int64),
+    "around_less": np.array([0, 0, 2, 1, 0, 0, 2, 1], np.int64),
+    "one_half": np.array(0.5, np.float32),
+    "first": np.array([14], np.int64),
+    "end": np.array([-100], np.int64),
+    "row": np.array([2], np.int64),
+    "three_steps": np.array([-3], np.int64),
 }
 
 
@@ -153,6 +173,8 @@ def drawn(rng: np.random.Generator, shape: list[int], element: int) -> Array:
     dtype = helper.tensor_dtype_to_np_dtype(element)
     if np.dtype(dtype).kind == "f":
         return rng.standard_normal(shape).astype(dtype)
+    if np.dtype(dtype).itemsize == 8:  # positions
+        return rng.integers(0, 4, shape, dtype)
     limits = np.iinfo(dtype)
     return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
@@ -205,6 +227,19 @@ def test_bytes_are_computed_as_integers(opencl: Any, regime: str) -> None:
     assert np.max(np.abs(found["c"] - expected["c"])) <= 1e-5 * scale
 
 
+def test_words_of_bytes(opencl: Any) -> None:
+    model = model_of(BYTES)
+    feeds = feeds_of(model)
+    compiled = graphopt.compile(model, target=target_of(WORDS), tuning_log=())
+    names = {call.candidate for call in compiled.report.calls}
+    assert {"gpu.matmul.dp4a", "gpu.matmul_offset.dp4a", "gpu.conv_integer.dp4a"} <= names
+    found, expected = compiled.run(feeds), reference(model, feeds)
+    for output in "abd":
+        np.testing.assert_array_equal(found[output], expected[output])
+    scale = np.max(np.abs(expected["c"]))
+    assert np.max(np.abs(found["c"] - expected["c"])) <= 1e-5 * scale
+
+
 def matmul(rows: int, depth: int, columns: int) -> Workload:
     a, b = TensorSig((rows, depth)), TensorSig((depth, columns))
     op = Op("matmul", (a, b), TensorSig((rows, columns)), (("transpose_b", False),), (False, True))
@@ -236,6 +271,16 @@ def launches(workload: Workload, gpu: GpuTraits) -> list[dict[str, int]]:
 )
 def test_launches_of_a_product(regime: str, expected: list[dict[str, int]]) -> None:
     assert launches(matmul(256, 128, 512), REGIMES[regime]) == expected
+
+
+def test_launches_of_a_thread_for_each_element() -> None:
+    window = (("kernel", (2, 2)), ("strides", (2, 2)), ("padding", (0,) * 4), ("dilation", (1, 1)))
+    x = TensorSig((1, 64, 56, 56))
+    pool = Op("max_pool2d", (x,), TensorSig((1, 64, 28, 28)), window, (False,))
+    both = Op("concat", (x, x), TensorSig((1, 128, 56, 56)), (("axis", 1),), (False, False))
+    for op, blocks in ((pool, 196), (both, 1568)):
+        found = launches(Workload(op), REGIMES["threads"])
+        assert found == [{"blockIdx.x": blocks, "threadIdx.x": 256}]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 32, 64, 96, 256, 1024])

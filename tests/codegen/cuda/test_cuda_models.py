@@ -22,7 +22,10 @@ from graphs import (
     bytes_product,
     convolutions,
     draw,
+    halves_for_tensor_core_convolutions,
     halves_for_tensor_cores,
+    moves,
+    running_sums,
     transformer,
 )
 from onnx import helper
@@ -61,6 +64,14 @@ def test_convolutions(gpu: Gpu) -> None:
     check(gpu, *convolutions(FLOAT), 1e-5)
 
 
+def test_moves(gpu: Gpu) -> None:
+    check(gpu, *moves(), 1e-5)
+
+
+def test_running_sums(gpu: Gpu) -> None:
+    check(gpu, *running_sums(), 1e-5)
+
+
 def test_attention(gpu: Gpu) -> None:
     check(gpu, *transformer(FLOAT), 1e-5)
 
@@ -86,8 +97,13 @@ GOLDEN = {
         "grid 1x1x1, block 256x1x1",
         "grid 8x1x1, block 42x1x1",
         "grid 1x1x1, block 256x1x1",
-        "grid 1x1x1, block 60x1x1",
+        "grid 1x1x1, block 120x1x1",
         "grid 20x1x1, block 8x1x1",
+    ],
+    running_sums: [
+        *["grid 3x1x1, block 256x1x1"] * 2,
+        *["grid 2x1x1, block 256x1x1"] * 2,
+        "grid 8x1x1, block 128x1x1",
     ],
     halves_for_tensor_cores: [
         "grid 6x1x1, block 128x1x1",
@@ -125,6 +141,29 @@ def test_models_of_the_benchmark(gpu: Gpu, name: str, tmp_path: Path) -> None:
 
 def test_products_on_tensor_cores(gpu: Gpu) -> None:
     check(gpu, *halves_for_tensor_cores(), 4e-3)
+
+
+def test_networks_of_halves_use_tensor_cores(gpu: Gpu) -> None:
+    model, feeds = halves_for_tensor_core_convolutions()
+    check(gpu, model, feeds, 4e-3)
+    used = gpu.call(on_gpu.kernels_of, model, "cuda:sm_75")
+    assert used.count("gpu.conv2d.implicit_gemm.tensor_cores") == 2
+    assert not any("tensor_cores" in name for name in gpu.call(on_gpu.kernels_of, model, "cpu"))
+
+
+def test_convolutions_of_halves_against_float64(gpu: Gpu) -> None:
+    """Sums are rounded once, to the halves that the graph asks for: 2⁻¹¹ of each value, and what
+    float32 loses of the largest."""
+    x, w = draw(1, 20, 13, 11, dtype=np.float16), draw(33, 20, 3, 3, dtype=np.float16)
+    bias = draw(33, dtype=np.float16)
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])]
+    model = build(nodes, {"x": x}, {"w": w, "b": bias})
+    image = np.pad(x[0].astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))
+    wanted = np.einsum("cijab,ocab->oij", windows, w.astype(np.float64)) + bias[:, None, None]
+    (y,) = gpu.call(on_gpu.run_model, model, {"x": x}).values()
+    error = np.abs(y[0].astype(np.float64) - wanted)
+    assert (error <= 2.0**-11 * np.abs(wanted) + 1e-5 * np.abs(wanted).max()).all()
 
 
 @pytest.mark.parametrize("constant", [True, False])
