@@ -33,8 +33,9 @@ from schedules.interface import (
 from schedules.nest import Buffer
 from schedules.product import accumulator_dtype, accumulator_lanes, ceildiv
 from schedules.recurrent_cells import GATES, Cell, Rules
-from schedules.recurrent_nests import Parameters, input_pass, single_step, time_pass
+from schedules.recurrent_nests import input_pass, single_step, time_pass
 from schedules.recurrent_parts import pack_weights
+from schedules.recurrent_steps import Parameters
 
 
 @dataclass(frozen=True)

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from schedules import nest
-from schedules.epilogue import apply_epilogue
-from schedules.interface import PLAIN, PrimExpr, TargetTraits, Workload
+from schedules.interface import PrimExpr, TargetTraits
 from schedules.nest import Buffer, Stmt
 from schedules.product import STACK_LIMIT, cast, ceildiv
-from schedules.recurrent_cells import GRU_H, Block, Cell, Inputs, State
+from schedules.recurrent_cells import GRU_H, Block, Cell, Inputs
 from schedules.recurrent_parts import quantize_row
-from schedules.scalar_values import like
+from schedules.recurrent_steps import Memory, Parameters, last_state, phases
 from schedules.tile import Tile, accumulate, by_vectors, tallest
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """The kernel's parameters and how results reach them.
-
-    lengths: steps of each row of the batch, int32; the steps past them give zeros and leave the
-    states alone. Lengths outside 0 … steps count as the nearer of the two, because a kernel cannot
-    refuse them. `quantized_state`: the recurrent product takes the state in 8 bits.
-    """
-
-    workload: Workload
-    x: Buffer
-    w: Buffer
-    h0: Buffer
-    c0: Buffer | None
-    lengths: Buffer | None
-    quantized_state: bool
-    operands: tuple[Buffer, ...]
-    output: Buffer
-
-    def emit(self, value: PrimExpr, *index: PrimExpr | int) -> Stmt:
-        """Write `value` through the epilogue to element `index` of the output."""
-        at = tuple(nest.integer(i) if isinstance(i, int) else i for i in index)
-        reads = [nest.reader(o) for o in self.operands]
-        own = cast(value, self.workload.op.output.dtype)
-        return nest.write(self.output, apply_epilogue(self.workload, own, reads, PLAIN, at), *at)
-
-    def length(self, row: PrimExpr) -> PrimExpr:
-        """Steps of a row of the batch."""
-        steps = nest.integer(self.workload.op.inputs[0].shape[0])
-        if self.lengths is None:
-            return steps
-        return tirx.max(tirx.min(nest.read(self.lengths, row), steps), nest.integer(0))
 
 
 def input_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> Stmt:
@@ -134,78 +97,15 @@ def time_pass(cell: Cell, to: Parameters, gx: Buffer, traits: TargetTraits) -> S
                 return None
             return nest.serial(rows, lambda i: quantize_row(cell, h, taken, i))
 
+        memory = Memory(h, taken, new, c, z, rh)
+
         def step(t: PrimExpr) -> Stmt:
-            def runs(i: PrimExpr) -> PrimExpr:
-                return t < to.length(row + i)
-
-            def time(i: PrimExpr) -> PrimExpr:
-                if not op.attr("reverse"):
-                    return t
-                back = to.length(row + i) - 1 - t
-                return back if to.lengths is None else tirx.Select(runs(i), back, t)
-
-            def or_else(i: PrimExpr, value: PrimExpr, other: PrimExpr) -> PrimExpr:
-                return value if to.lengths is None else tirx.Select(runs(i), value, other)
-
-            def inputs(panel: PrimExpr) -> Inputs:
-                return lambda gate, i, u, j: nest.read(
-                    gx, time(i) * batch + row + i, panel, u + gate * cell.lanes
-                )
-
-            def keep_h(value: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
-                kept = or_else(i, value, nest.read(h, i, j))
-                return nest.sequence(
-                    nest.write(new, kept, i, j),
-                    to.emit(or_else(i, value, like(0, value)), time(i), row + i, j),
-                )
-
-            def keep_c(value: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
-                return nest.write(c, or_else(i, value, nest.read(c, i, j)), i, j)
-
-            def keep_in(target: Buffer) -> Any:
-                return lambda value, i, j: nest.write(target, value, i, j)
-
-            def block(panel: PrimExpr, units: int) -> Block:
-                return Block(row, rows, panel, units)
-
-            old: State = nest.reader(taken)
-            cells, gate_z, gate_rh = (nest.reader(s) for s in (c, z, rh))
-            if lstm:
-                parts = [
-                    cell.each_panel(
-                        lambda p, n: cell.lstm(block(p, n), inputs(p), old, cells, keep_h, keep_c)
-                    )
-                ]
-            elif cell.rules.kind == "rnn":
-                parts = [
-                    cell.each_panel(lambda p, n: cell.rnn(block(p, n), inputs(p), old, keep_h))
-                ]
-            elif cell.reset_after:
-                parts = [
-                    cell.each_panel(
-                        lambda p, n: cell.gru_after(block(p, n), inputs(p), old, keep_h)
-                    )
-                ]
-            else:
-                parts = [
-                    cell.each_panel(
-                        lambda p, n: cell.gru_gates(
-                            block(p, n), inputs(p), old, keep_in(z), keep_in(rh)
-                        )
-                    ),
-                    cell.each_panel(
-                        lambda p, n: cell.gru_before(
-                            block(p, n), inputs(p), old, gate_z, gate_rh, keep_h
-                        )
-                    ),
-                ]
+            parts = map(cell.each_panel, phases(cell, to, gx, t, row, rows, memory))
             return nest.sequence(*parts, copy(new, h, 0), quantize())
 
         def last(source: Buffer, index: int) -> Stmt:
             def body(i: PrimExpr, j: PrimExpr) -> Stmt:
-                value = nest.read(source, i, j)
-                if to.lengths is not None:  # a row without steps has no last state
-                    value = tirx.Select(to.length(row + i) > 0, value, like(0, value))
+                value = last_state(to, row + i, nest.read(source, i, j))
                 return to.emit(value, index, row + i, j)
 
             return nest.serial(

@@ -227,6 +227,52 @@ def test_bytes_are_computed_as_integers(opencl: Any, regime: str) -> None:
     assert np.max(np.abs(found["c"] - expected["c"])) <= 1e-5 * scale
 
 
+RECURRENCES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "lstm": ("LSTM", 4, {"direction": "bidirectional"}),
+    "lstm, cut": ("LSTM", 4, {"clip": 0.5, "input_forget": 1}),
+    "gru": ("GRU", 3, {"linear_before_reset": 1, "direction": "reverse"}),
+    "gru, reset first": ("GRU", 3, {}),
+    "rnn": ("RNN", 1, {}),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_recurrences(opencl: Any, name: str) -> None:
+    """70 hidden units for 64 threads; rows of the batch end after different numbers of steps."""
+    kind, gates, attrs = RECURRENCES[name]
+    directions = 2 if attrs.get("direction") == "bidirectional" else 1
+    rng = np.random.default_rng(2)
+    feeds = {"x": rng.standard_normal((5, 3, 9)).astype(np.float32)}
+    shapes = {"w": (gates * 70, 9), "r": (gates * 70, 70), "b": (2 * gates * 70,), "h": (3, 70)}
+    weights = {
+        key: rng.uniform(-0.1, 0.1, (directions, *shape)).astype(np.float32)
+        for key, shape in shapes.items()
+    }
+    weights["lengths"] = np.array([5, 2, 4], np.int32)
+    inputs = ["x", "w", "r", "b", "lengths", "h"]
+    outputs = ["y", "last", "cell"][: 3 if kind == "LSTM" else 2]
+    if kind == "LSTM":
+        inputs += ["h", "p"]
+        peepholes = rng.uniform(-1, 1, (directions, 3 * 70))
+        weights["p"] = peepholes.astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, outputs, hidden_size=70, **attrs)],
+        "g",
+        [helper.make_tensor_value_info("x", 1, (5, 3, 9))],
+        [helper.make_tensor_value_info(output, 1, None) for output in outputs],
+        [numpy_helper.from_array(array, key) for key, array in weights.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model = onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=opset, ir_version=8)
+    )
+    compiled = graphopt.compile(model, target=target_of(REGIMES["small"]), tuning_log=())
+    assert f"gpu.{kind.lower()}.sequence" in {call.candidate for call in compiled.report.calls}
+    found = compiled.run(feeds)
+    for output, value in reference(model, feeds).items():
+        assert np.max(np.abs(found[output].astype(np.float64) - value)) <= 1e-5, output
+
+
 def test_words_of_bytes(opencl: Any) -> None:
     model = model_of(BYTES)
     feeds = feeds_of(model)

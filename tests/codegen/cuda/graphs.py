@@ -236,6 +236,16 @@ def running_sums() -> tuple[bytes, dict[str, Array]]:
     return build(nodes, feeds, weights), feeds
 
 
+def recurrence() -> tuple[bytes, dict[str, Array]]:
+    """A GRU of 41 units that resets before its product, over seven steps of two sequences."""
+    feeds = {"x": draw(7, 2, 6)}
+    weights = {
+        "w": draw(1, 3 * 41, 6) / np.float32(6),
+        "r": draw(1, 3 * 41, 41) / np.float32(6),
+    }
+    return build([node("GRU", "x w r", "y", hidden_size=41)], feeds, weights), feeds
+
+
 ALL = (
     partial(transformer, FLOAT),
     partial(transformer, HALF),
@@ -247,5 +257,6 @@ ALL = (
     halves_for_tensor_core_convolutions,
     moves,
     running_sums,
+    recurrence,
 )
 """All of them."""

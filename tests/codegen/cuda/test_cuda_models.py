@@ -25,6 +25,7 @@ from graphs import (
     halves_for_tensor_core_convolutions,
     halves_for_tensor_cores,
     moves,
+    recurrence,
     running_sums,
     transformer,
 )
@@ -72,6 +73,10 @@ def test_running_sums(gpu: Gpu) -> None:
     check(gpu, *running_sums(), 1e-5)
 
 
+def test_recurrence(gpu: Gpu) -> None:
+    check(gpu, *recurrence(), 1e-5)
+
+
 def test_attention(gpu: Gpu) -> None:
     check(gpu, *transformer(FLOAT), 1e-5)
 
@@ -103,7 +108,12 @@ GOLDEN = {
     running_sums: [
         *["grid 3x1x1, block 256x1x1"] * 2,
         *["grid 2x1x1, block 256x1x1"] * 2,
-        "grid 8x1x1, block 128x1x1",
+        *["grid 8x1x1, block 128x1x1"] * 2,
+    ],
+    recurrence: [
+        "grid 3x1x1, block 256x1x1",
+        "grid 2x1x1, block 64x1x1",
+        "grid 3x1x1, block 256x1x1",
     ],
     halves_for_tensor_cores: [
         "grid 6x1x1, block 128x1x1",
