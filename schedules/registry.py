@@ -69,6 +69,7 @@ from schedules.gpu import norm as gpu_norm
 from schedules.gpu import pooling as gpu_pooling
 from schedules.gpu import recurrent as gpu_recurrent
 from schedules.gpu import reduce as gpu_reduce
+from schedules.gpu import resize as gpu_resize
 from schedules.gpu import scan as gpu_scan
 from schedules.gpu import softmax as gpu_softmax
 from schedules.gpu import tensor_cores as gpu_tensor_cores
@@ -182,6 +183,7 @@ GPU_FAMILIES: tuple[Family, ...] = (
     gpu_transpose.candidates,
     gpu_movement.candidates,
     gpu_pooling.candidates,
+    gpu_resize.candidates,
     gpu_scan.candidates,
     gpu_recurrent.candidates,
     *(on_device(family) for family in _LOOPS),

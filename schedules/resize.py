@@ -217,6 +217,13 @@ class _Table:
         """Weight of a tap of output i."""
         return nest.read(self.weights, i * self.taps.count + tap)
 
+    def combined(self, i: PrimExpr, load: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
+        """The taps of output i, of what load(source position) gives."""
+        terms = [load(self.position(i, tap)) for tap in range(self.taps.count)]
+        if len(terms) == 1:
+            return terms[0]
+        return _sum([self.weight(i, tap) * term for tap, term in enumerate(terms)])
+
 
 def _sum(terms: Sequence[PrimExpr]) -> PrimExpr:
     total = terms[0]
@@ -225,68 +232,82 @@ def _sum(terms: Sequence[PrimExpr]) -> PrimExpr:
     return total
 
 
+class Sampler:
+    """The kernel's buffers, and what interpolation takes from its input and the tables."""
+
+    def __init__(self, workload: Workload, layout: Layout) -> None:
+        op = workload.op
+        self.op, self.frame = op, Frame(workload, (layout,), layout)
+        dtype = accumulator(op.output.dtype)
+        self.wide = dtype if dtype.startswith("float") else "float32"
+        self.rows, self.columns = (
+            _Table(taps_of(workload, axis), self.wide, "rc"[axis]) for axis in (0, 1)
+        )
+
+    def value(
+        self, n: PrimExpr, c: PrimExpr, y: PrimExpr, x: PrimExpr, *lane: PrimExpr
+    ) -> PrimExpr:
+        """An output, in the op's dtype."""
+        image = self.frame.inputs[0]
+        if self.op.attr("method") == "nearest":
+            at = (self.rows.position(y, 0), self.columns.position(x, 0))
+            return nest.read(image, n, c, *at, *lane)
+
+        def load(h: PrimExpr, w: PrimExpr) -> PrimExpr:
+            return load_as(image, self.wide, n, c, h, w, *lane)
+
+        value = self.rows.combined(y, lambda h: self.columns.combined(x, lambda w: load(h, w)))
+        return of_type(value, self.op.output)
+
+    def function(self, body: Stmt) -> PrimFunc:
+        """The finished function: the tables are filled, then comes `body`."""
+        tables = (self.rows, self.columns)
+        # One parallel loop around all the stores: at the top level each would be a nest of its own.
+        fills = [nest.sequence(*table.fill()) for table in tables if table.fill()]
+        filled = (
+            [
+                nest.parallel(
+                    2, lambda t: nest.branch(t < 1, fills[0], fills[-1] if fills[1:] else None)
+                )
+            ]
+            if fills
+            else []
+        )
+        allocated = [statement for table in tables for statement in table.allocate()]
+        return self.frame.function(*allocated, *filled, body)
+
+
 def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFunc:
-    op = workload.op
-    frame = Frame(workload, (layout,), layout)
-    dtype = accumulator(op.output.dtype)
-    wide = dtype if dtype.startswith("float") else "float32"
-    exact = op.attr("method") == "nearest"
-    rows, columns = (_Table(taps_of(workload, a), wide, "rc"[a]) for a in (0, 1))
+    op, sampler = workload.op, Sampler(workload, layout)
+    frame, wide, columns = sampler.frame, sampler.wide, sampler.columns
     lanes = layout.block or lanes_of(traits, wide, op.output.dtype)
     width = op.output.shape[3]
 
-    def column(x: PrimExpr, load: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
-        """The taps of output column `x`, of what load(source column) gives."""
-        terms = [load(columns.position(x, j)) for j in range(columns.taps.count)]
-        if len(terms) == 1:
-            return terms[0]
-        return _sum([columns.weight(x, j) * term for j, term in enumerate(terms)])
-
-    def across(y: PrimExpr, load: Callable[[PrimExpr], PrimExpr]) -> PrimExpr:
-        """The taps of output row `y`, of what load(source row) gives."""
-        terms = [load(rows.position(y, i)) for i in range(rows.taps.count)]
-        if len(terms) == 1:
-            return terms[0]
-        return _sum([rows.weight(y, i) * term for i, term in enumerate(terms)])
-
     def blocked_row(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Stmt:
         def store(x: PrimExpr, lane: PrimExpr) -> Stmt:
-            def load(h: PrimExpr, w: PrimExpr) -> PrimExpr:
-                return load_as(frame.inputs[0], wide, n, c, h, w, lane)
-
-            value = across(y, lambda h: column(x, lambda w: load(h, w)))
-            return frame.finish(of_type(value, op.output), [n, c, y, x, lane])
+            return frame.finish(sampler.value(n, c, y, x, lane), [n, c, y, x, lane])
 
         return nest.serial(
             width, lambda x: nest.vectorized(lanes, lambda lane: store(x, lane)), "ow"
         )
 
     def plain_row(n: PrimExpr, c: PrimExpr, y: PrimExpr) -> Stmt | None:
-        if exact:
-
-            def copy(x: PrimExpr) -> Stmt:
-                at = (rows.position(y, 0), columns.position(x, 0))
-                return frame.finish(nest.read(frame.inputs[0], n, c, *at), [n, c, y, x])
-
-            return over_vectors(width, lanes, copy)
         if columns.taps.count == 1:
 
-            def mix(x: PrimExpr) -> Stmt:
-                w = columns.position(x, 0)
-                value = across(y, lambda h: load_as(frame.inputs[0], wide, n, c, h, w))
-                return frame.finish(of_type(value, op.output), [n, c, y, x])
+            def copy(x: PrimExpr) -> Stmt:
+                return frame.finish(sampler.value(n, c, y, x), [n, c, y, x])
 
-            return over_vectors(width, lanes, mix)
+            return over_vectors(width, lanes, copy)
         # Rows are combined first, by contiguous vectors; only their result is gathered from.
         source_width = op.inputs[0].shape[3]
         line = scratch((source_width,), wide, "line")
 
         def combine(w: PrimExpr) -> Stmt:
-            value = across(y, lambda h: load_as(frame.inputs[0], wide, n, c, h, w))
+            value = sampler.rows.combined(y, lambda h: load_as(frame.inputs[0], wide, n, c, h, w))
             return nest.write(line, value, w)
 
         def store(x: PrimExpr) -> Stmt:
-            value = column(x, lambda w: nest.read(line, w))
+            value = columns.combined(x, lambda w: nest.read(line, w))
             return frame.finish(of_type(value, op.output), [n, c, y, x])
 
         return nest.sequence(
@@ -296,13 +317,4 @@ def _compute(workload: Workload, layout: Layout, traits: TargetTraits) -> PrimFu
         )
 
     row = blocked_row if layout.block else plain_row
-
-    # One parallel loop around all the stores: at the top level each would be a nest of its own.
-    fills = [nest.sequence(*table.fill()) for table in (rows, columns) if table.fill()]
-    filled = (
-        [nest.parallel(2, lambda t: nest.branch(t < 1, fills[0], fills[-1] if fills[1:] else None))]
-        if fills
-        else []
-    )
-    allocated = [*rows.allocate(), *columns.allocate()]
-    return frame.function(*allocated, *filled, parallel_grid(frame.shape[:3], row))
+    return sampler.function(parallel_grid(frame.shape[:3], row))

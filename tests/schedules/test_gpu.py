@@ -81,6 +81,15 @@ MODELS = {
               b0, boxes, images)
           c = MaxRoiPool<pooled_shape=[3,2]>(x, places)
         """,
+    "resizes": """
+        float[1,3,7,9] x => float[1,3,14,18] a, float[1,3,14,18] b, float[1,3,10,5] c,
+        float[1,3,10,5] d
+        |
+        | a = Resize<mode="nearest">(x, none, twice) b = Resize<mode="cubic">(x, none, twice)
+          c = Resize<mode="linear",coordinate_transformation_mode="align_corners">
+            (x, none, none, sizes)
+          d = Resize<mode="nearest",nearest_mode="ceil">(x, none, none, sizes)
+        """,
     "moves": """
         float[2,4,15,13] x, float[2,4,15,5] y, float[2,4,15,1] z, int64[3,2] i
         => float[2,4,15,19] a, float[2,4,20,14] b, float[2,4,19,15] c, float[2,4,5,13] d,
@@ -121,6 +130,7 @@ CONSTANTS = {
     "fine": np.array(0.05, np.float32),
     "finer": np.array(0.02, np.float32),
     "odd": np.array(0.0391, np.float32),  # of whose steps no product of two others is the middle
+    "sizes": np.array([1, 3, 10, 5], np.int64),
     "one": np.array([1], np.int64),
     "none": np.zeros(0, np.float32),
     "twice": np.array([1, 1, 2, 2], np.float32),
