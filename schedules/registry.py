@@ -73,6 +73,7 @@ from schedules.gpu import resize as gpu_resize
 from schedules.gpu import scan as gpu_scan
 from schedules.gpu import softmax as gpu_softmax
 from schedules.gpu import tensor_cores as gpu_tensor_cores
+from schedules.gpu import topk as gpu_topk
 from schedules.gpu import transpose as gpu_transpose
 from schedules.gpu.generic import on_device
 from schedules.interface import Family, TargetTraits
@@ -185,6 +186,7 @@ GPU_FAMILIES: tuple[Family, ...] = (
     gpu_pooling.candidates,
     gpu_resize.candidates,
     gpu_scan.candidates,
+    gpu_topk.candidates,
     gpu_recurrent.candidates,
     *(on_device(family) for family in _LOOPS),
 )

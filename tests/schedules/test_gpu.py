@@ -90,6 +90,14 @@ MODELS = {
             (x, none, none, sizes)
           d = Resize<mode="nearest",nearest_mode="ceil">(x, none, none, sizes)
         """,
+    "ranks": """
+        float[4,300] x, int32[7,3,5] i
+        => float[4,50] a, int64[4,50] b, float[3,300] c, int64[3,300] d, int32[7,3,5] e,
+           int64[7,3,5] f
+        |
+        | r = Round(x) a, b = TopK<largest=0>(r, fifty) c, d = TopK<axis=0>(r, three_rows)
+          e, f = TopK<axis=0>(i, seven)
+        """,
     "moves": """
         float[2,4,15,13] x, float[2,4,15,5] y, float[2,4,15,1] z, int64[3,2] i
         => float[2,4,15,19] a, float[2,4,20,14] b, float[2,4,19,15] c, float[2,4,5,13] d,
@@ -131,6 +139,9 @@ CONSTANTS = {
     "finer": np.array(0.02, np.float32),
     "odd": np.array(0.0391, np.float32),  # of whose steps no product of two others is the middle
     "sizes": np.array([1, 3, 10, 5], np.int64),
+    "fifty": np.array([50], np.int64),
+    "three_rows": np.array([3], np.int64),
+    "seven": np.array([7], np.int64),
     "one": np.array([1], np.int64),
     "none": np.zeros(0, np.float32),
     "twice": np.array([1, 1, 2, 2], np.float32),

@@ -33,8 +33,8 @@ def build(nodes: list[Any], inputs: dict[str, Array], weights: dict[str, Array])
     return data
 
 
-def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
-    return helper.make_node(kind, inputs.split(), [output], **attributes)
+def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
 
 
 def transformer(dtype: int) -> tuple[bytes, dict[str, Array]]:
@@ -246,6 +246,28 @@ def recurrence() -> tuple[bytes, dict[str, Array]]:
     return build([node("GRU", "x w r", "y", hidden_size=41)], feeds, weights), feeds
 
 
+def ranks() -> tuple[bytes, dict[str, Array]]:
+    """The largest and the smallest of rows and of columns with many equal elements."""
+    feeds = {"x": draw(3, 300)}
+    weights: dict[str, Any] = {"few": np.array([3]), "all": np.array([300])}
+    nodes = [
+        node("Round", "x", "r"),
+        node("TopK", "r all", "v0 p0"),
+        node("TopK", "r few", "v1 p1", largest=0),
+        node("TopK", "r few", "v2 p2", axis=0),
+    ]
+    for number in range(3):
+        cast = node("Cast", f"p{number}", f"f{number}", to=FLOAT)
+        nodes += [cast, node("Add", f"f{number} v{number}", f"s{number}")]
+    nodes += [
+        node("ReduceSum", "s1 last", "t1", keepdims=1),
+        node("Mul", "s0 s2", "m"),
+        node("Add", "m t1", "y"),
+    ]
+    weights["last"] = np.array([1])
+    return build(nodes, feeds, weights), feeds
+
+
 ALL = (
     partial(transformer, FLOAT),
     partial(transformer, HALF),
@@ -258,5 +280,6 @@ ALL = (
     moves,
     running_sums,
     recurrence,
+    ranks,
 )
 """All of them."""

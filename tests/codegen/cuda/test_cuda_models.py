@@ -25,6 +25,7 @@ from graphs import (
     halves_for_tensor_core_convolutions,
     halves_for_tensor_cores,
     moves,
+    ranks,
     recurrence,
     running_sums,
     transformer,
@@ -75,6 +76,10 @@ def test_running_sums(gpu: Gpu) -> None:
 
 def test_recurrence(gpu: Gpu) -> None:
     check(gpu, *recurrence(), 1e-5)
+
+
+def test_ranks(gpu: Gpu) -> None:
+    check(gpu, *ranks(), 1e-6)
 
 
 def test_attention(gpu: Gpu) -> None:
