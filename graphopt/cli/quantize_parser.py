@@ -94,6 +94,13 @@ def _tools(parser: Any) -> None:
         metavar="DB",
         help="leave the fewest layers in float with which the outputs keep this SQNR",
     )
+    parser.add_argument(
+        "--min-layer-sqnr",
+        type=float,
+        metavar="DB",
+        help="leave layers in float whose input changes in level so much that some samples, and "
+        "the outputs, keep less than this (default: 20; 0: no limit)",
+    )
 
 
 def _images(parser: Any) -> None:

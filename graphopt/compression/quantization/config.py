@@ -59,6 +59,10 @@ class QuantizationConfig:
         max_drop: leave the fewest layers in float with which the user's metric, which quantize() is
             given, falls by at most this.
         min_sqnr: likewise with which the outputs' SQNR in dB is at least this.
+        min_layer_sqnr: a layer stays in float if it reads a tensor that changes so much in level
+            that some batch has less than this SQNR in dB in 8 bits, and the outputs have less with
+            this layer alone quantized; 0 for no limit. It is for 8-bit weights and activations, and
+            gives way to max_drop, min_sqnr and `only`.
     """
 
     activations: str | None = "uint8"
@@ -79,6 +83,7 @@ class QuantizationConfig:
     rounding: str = "nearest"
     max_drop: float | None = None
     min_sqnr: float | None = None
+    min_layer_sqnr: float = 20.0
 
     def __post_init__(self) -> None:
         _one_of("activations", self.activations, ("uint8", "int8", None))
@@ -96,6 +101,7 @@ class QuantizationConfig:
             _number("max_drop", self.max_drop, 0.0, 1e9)
         if self.min_sqnr is not None:
             _number("min_sqnr", self.min_sqnr, 0.0, 200.0)
+        _number("min_layer_sqnr", self.min_layer_sqnr, 0.0, 200.0)
         if self.max_drop is not None and self.min_sqnr is not None:
             raise _refuse("max_drop and min_sqnr contradict each other.", "give one of them.")
         if self.rounding != "nearest" and self.weights != "linear":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Measurements:
     Attributes:
         layers: by tensor, what all quantization up to it does to a layer's output.
         activations: by tensor, what rounding to 8 bits alone does to it.
+        quietest: by tensor, likewise in the batch that suffers most.
         effects: by layer, of the model's outputs with that layer alone quantized; {} if measuring
             it would take too long.
         batches: how many were compared.
@@ -40,6 +42,7 @@ class Measurements:
 
     layers: Mapping[str, float]
     activations: Mapping[str, float]
+    quietest: Mapping[str, float]
     effects: Mapping[str, float]
     batches: int
 
@@ -57,6 +60,11 @@ class Power:
         wrong = exact - other.reshape(-1)
         self.signal += float(np.einsum("i,i", exact, exact, dtype=np.float64))
         self.noise += float(np.einsum("i,i", wrong, wrong, dtype=np.float64))
+
+    def join(self, other: Power) -> None:
+        """Take in another one's sums."""
+        self.signal += other.signal
+        self.noise += other.noise
 
     @property
     def ratio(self) -> float:
@@ -89,6 +97,7 @@ def measure(
     other = integer_probe(model, plan, written)
     activations = {each.tensor: each for each in plan.activations}
     layers, alone = ({name: Power() for name in names} for names in (written, activations))
+    quietest = dict.fromkeys(activations, math.inf)
     effects = Effects(run, probe, outputs, layers_of(plan.groups))
     for inputs in batches:
         computed = run(probe.model, probe.feeds(inputs, {}, {}), probe.wanted)
@@ -98,11 +107,15 @@ def measure(
             power.add(exact[name], found[name])
         for name, power in alone.items():
             each = activations[name]
-            power.add(exact[name], rounded(exact[name], each.scale, each.zero, each.form))
+            here = Power()
+            here.add(exact[name], rounded(exact[name], each.scale, each.zero, each.form))
+            power.join(here)
+            quietest[name] = min(quietest[name], here.ratio)
         effects.add(inputs, exact, {name: found[own] for name, own in other.alone.items()})
     return Measurements(
         {name: power.ratio for name, power in layers.items()},
         {name: power.ratio for name, power in alone.items()},
+        quietest,
         effects.result(),
         len(batches),
     )

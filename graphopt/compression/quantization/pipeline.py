@@ -21,6 +21,7 @@ from graphopt.compression.quantization.running import Profiler, Run
 from graphopt.compression.quantization.samples import Samples
 from graphopt.compression.quantization.statistics import Statistics
 from graphopt.compression.quantization.tools import planned
+from graphopt.compression.quantization.unfit import judged, without_unfit
 from graphopt.errors import OptionError
 from graphopt.frontend.model import Array, OnnxModel
 from graphopt.frontend.prepare import prepare
@@ -104,11 +105,12 @@ def quantize_model(
     warnings = [samples.warning, *constant_inputs(prepared, found.statistics)]
     if config.max_drop is not None or config.min_sqnr is not None:
         found = with_mixed_precision(run, samples, found, config, metric, profiler)
-    final = apply(found.base, found.plan)
     measurements, outputs, seconds = None, {}, None
     if found.probe is not None:
         log.info("comparing with the float model on %d batches", len(samples.kept))
         measurements = measure(run, found.probe, found.base, found.plan, samples.kept)
+        if judged(config):
+            found, measurements = without_unfit(run, found, measurements, samples.kept)
         names = Graph(prepared).float_outputs
         internal = apply(found.base, found.plan, integer_io=False)
         outputs = compared(run, prepared, internal, samples.kept, names)
@@ -118,6 +120,7 @@ def quantize_model(
                 "layers were not quantized one at a time, which takes more than a minute here: "
                 "the first line of the report follows from the noise behind each layer."
             )
+    final = apply(found.base, found.plan)
     report = make_report(
         found.base,
         final,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from graphopt.compression.quantization.config import QuantizationConfig
 from graphopt.compression.quantization.graph import STAGE, Graph
@@ -49,7 +50,9 @@ class Placement:
     shared: tuple[tuple[str, ...], ...]
 
 
-def place(graph: Graph, config: QuantizationConfig, in_float: Sequence[str] = ()) -> Placement:
+def place(
+    graph: Graph, config: QuantizationConfig, in_float: Mapping[str, str] = MappingProxyType({})
+) -> Placement:
     """Choose the integer kernels of a canonical float model.
 
     Inputs of products are in 8 bits. Data movement in front of such a tensor moves 8-bit data;
@@ -57,7 +60,7 @@ def place(graph: Graph, config: QuantizationConfig, in_float: Sequence[str] = ()
     or are in 8 bits anyway.
 
     Args:
-        in_float: anchors of groups that stay in float for accuracy.
+        in_float: anchors of groups that stay in float for accuracy, with the reasons.
 
     Raises:
         ModelError: the model is quantized already, or has nothing to quantize.
@@ -67,7 +70,7 @@ def place(graph: Graph, config: QuantizationConfig, in_float: Sequence[str] = ()
     found, refusals = find_groups(graph)
     groups, dropped = _selected(graph, found, config)
     dropped += [
-        Refusal(group.name, group.op, "left in float for accuracy")
+        Refusal(group.name, group.op, in_float[group.name])
         for group in groups
         if group.name in in_float
     ]

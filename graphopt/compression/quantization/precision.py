@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphopt.compression.quantization.apply import apply
@@ -58,7 +58,7 @@ def with_mixed_precision(
     outputs = Graph(samples.prepared).float_outputs
     exact = _predictor(run, samples.prepared, outputs)
     judge, least = _target(exact, samples, config, metric)
-    trials = _Trials(run, found, config, outputs, judge)
+    trials = _Trials(run, found, outputs, judge)
     effects = measure(run, found.probe, found.base, found.plan, samples.kept).effects
     # A layer whose effect is not known is given up last.
     layers = [group.name for group in layers_of(found.plan.groups)]
@@ -109,7 +109,6 @@ class _Trials:
 
     run: Run
     found: Planned
-    config: QuantizationConfig
     outputs: Sequence[str]
     judge: Judge
     known: dict[frozenset[str], float] = field(default_factory=dict)
@@ -125,15 +124,26 @@ class _Trials:
         return self.known[key]
 
     def plan(self, in_float: Sequence[str]) -> Plan:
-        """The plan with some layers in float; what was found out for the others is kept."""
-        graph = Graph(self.found.base)
-        placement = place(graph, self.config, in_float)
-        plan = make_plan(graph, placement, self.found.statistics, self.config)
-        codes = {each.node: each.codes for each in self.found.plan.weights}
-        weights = tuple(replace(each, codes=codes[each.node]) for each in plan.weights)
-        kept = {each.node for each in weights}
-        shifts = {n: each for n, each in self.found.plan.corrections.items() if n in kept}
-        return replace(plan, weights=weights, corrections=shifts)
+        """The plan with some layers in float."""
+        return replanned(self.found, dict.fromkeys(in_float, "left in float for accuracy"))
+
+
+def replanned(found: Planned, in_float: Mapping[str, str]) -> Plan:
+    """The plan with some layers in float; what was found out for the others is kept.
+
+    Args:
+        in_float: layers, with the reasons.
+
+    Raises:
+        ModelError: nothing is left to quantize.
+    """
+    graph, config = Graph(found.base), found.plan.config
+    plan = make_plan(graph, place(graph, config, in_float), found.statistics, config)
+    codes = {each.node: each.codes for each in found.plan.weights}
+    weights = tuple(replace(each, codes=codes[each.node]) for each in plan.weights)
+    kept = {each.node for each in weights}
+    shifts = {name: each for name, each in found.plan.corrections.items() if name in kept}
+    return replace(plan, weights=weights, corrections=shifts)
 
 
 def _predictor(run: Run, model: OnnxModel, outputs: Sequence[str]) -> Predict:
