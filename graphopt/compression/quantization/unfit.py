@@ -61,9 +61,9 @@ def without_unfit(
     """
     unfit = unfit_layers(found.plan, measurements)
     products = {group.name for group in found.plan.groups if group.kind == "product"}
-    if not unfit or unfit.keys() >= products:
+    if found.probe is None or not unfit or unfit.keys() >= products:
         return found, measurements
-    assert found.probe is not None
     log.info("%d layers stay in float: %s", len(unfit), ", ".join(unfit))
-    found = replace(found, plan=replanned(found, unfit))
-    return found, measure(run, found.probe, found.base, found.plan, batches)
+    plan = replanned(found, unfit)
+    again = measure(run, found.probe, found.base, plan, batches)
+    return replace(found, plan=plan), again
