@@ -16,9 +16,12 @@ from graphopt.frontend.load import load_model, require_weights
 from graphopt.frontend.model import OnnxModel
 from graphopt.lowering.lower import Problem
 from graphopt.signature import constant_arrays, signature_of
+from graphopt.target import TargetSpec
+from graphopt.targets.devices import DEVICES
 from graphopt.tuning import cost_model
 from graphopt.tuning.database import Writer, read
 from graphopt.tuning.library import folders, records
+from graphopt.tuning.measure.enquiry import device_there
 from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.outcome import Outcome, Progress
 from graphopt.tuning.tuner import Budget, Tuner
@@ -61,7 +64,7 @@ def tune(
         numerics, max_weight_growth: as for compile().
         rpc: "HOST:PORT/KEY" of a tracker of TVM's: kernels are built here and run on the servers
             that have registered there under this key, as many at once as there are. `target` and
-            `threads` are theirs.
+            `threads` are theirs; a device needs `graphopt rpc-server` there, and nothing here.
         watch: called with the progress after every batch.
 
     Raises:
@@ -69,9 +72,11 @@ def tune(
             for the target.
         ModelError, CompileError: as for compile(); there is no linker for the target of `rpc`.
         TuningError: the log cannot be written any more, or nothing can be measured.
+        DeviceError: there is no such device, here or at the servers of `rpc`.
     """
+    fleet = Fleet.parse(rpc) if rpc is not None else None
     config = CompileConfig.of(
-        target=target,
+        target=target if fleet is None else _target_there(fleet, target),
         shapes=shapes,
         constants=constants,
         threads=threads,
@@ -79,16 +84,9 @@ def tune(
         max_weight_growth=max_weight_growth,
     )
     _check(trials, time_limit, target_latency)
-    fleet = Fleet.parse(rpc) if rpc is not None else None
     if fleet is None:
         _require_host(config)
     else:
-        if config.target.device is not None:
-            raise OptionError(
-                "options",
-                "kernels for devices cannot be measured through rpc in this version.",
-                hint="tune on a machine that has the device, and copy its log.",
-            )
         find_linker(config.target.arch)  # a missing one is said before the work, not after it
     folder = Path(log)
     key = config.target.key(config.threads)
@@ -140,6 +138,14 @@ def _check(trials: int, time_limit: float | None, target_latency: float | None) 
     for name, value in (("time_limit", time_limit), ("target_latency", target_latency)):
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise OptionError("options", f"{name} must be a time in seconds, not {value!r}.")
+
+
+def _target_there(fleet: Fleet, target: Any) -> Any:
+    """The target; of a device what the fleet's servers say of it, who alone have it."""
+    name = target.name if isinstance(target, TargetSpec) else target
+    if isinstance(name, str) and name.strip().partition(":")[0] in DEVICES:
+        return device_there(fleet, name.strip())
+    return target
 
 
 def _require_host(config: CompileConfig) -> None:

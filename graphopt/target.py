@@ -50,6 +50,9 @@ _SHORT = {
     "riscv64": "riscv64:rv64gc",
 }
 
+# What all processors of an architecture have.
+_COMMON = {"x86_64": "x86_64:x86-64", "aarch64": "aarch64:generic", "riscv64": "riscv64:rv64gc"}
+
 
 @dataclass(frozen=True)
 class TargetSpec:
@@ -120,9 +123,16 @@ class TargetSpec:
         return TargetSpec(text.strip(), arch, cpu, (), features, l1, l2)
 
     @staticmethod
-    def for_device(name: str, device: Device) -> TargetSpec:
-        """The target `name`: a device that is known, and this machine's processor."""
-        return replace(_host("cpu"), name=name, device=device)
+    def for_device(name: str, device: Device, arch: str | None = None) -> TargetSpec:
+        """The target `name`: a device that is known, and the processor that launches its kernels.
+
+        Args:
+            arch: any processor of this architecture; None for this machine's.
+        Raises:
+            OptionError: the architecture is not supported.
+        """
+        processor = _host("cpu") if arch is None else TargetSpec.parse(_COMMON.get(arch, arch))
+        return replace(processor, name=name, device=device)
 
     @property
     def triple(self) -> str:

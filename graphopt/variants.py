@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.codegen.linker import find_linker
 from graphopt.codegen.plan import Plan
-from graphopt.codegen.remote import Footprint, flat_inputs, remote_library
+from graphopt.codegen.remote import flat_inputs
 from graphopt.compiler import BuiltChoice, compile_choice, lower_chosen
 from graphopt.config import CompileConfig
 from graphopt.errors import TuningError
@@ -29,6 +28,7 @@ from graphopt.samples import random_inputs
 from graphopt.tuning.finals import Profiler, Times, Variant
 from graphopt.tuning.measure.client import Server
 from graphopt.tuning.measure.fleet import Fleet
+from graphopt.tuning.measure.parcel import parcel
 from graphopt.tuning.measure.timing import take_turns
 
 Array = np.ndarray[Any, Any]
@@ -87,16 +87,13 @@ def _there(
     """As _here(), on another machine."""
     pool = WeightPool()
     emitted = [lower_chosen(problem, variant, config, pool) for variant in variants]
-    target, arch = config.target.tvm_target(config.threads), config.target.arch
-    linker = find_linker(arch)
+    parcels = [parcel(each.plan, each.kernels, config.target, config.threads) for each in emitted]
     pieces = [flat_inputs(emitted[0].plan, _inputs(emitted[0].plan)), pool.block()]
-    for each in emitted:
-        library = remote_library(each.plan, each.kernels, target, arch, linker)
-        pieces.append(np.frombuffer(library, np.uint8))
+    pieces += [np.frombuffer(each.library, np.uint8) for each in parcels]
     with _shared(pieces) as (path, (inputs, weights, *libraries)):
         programs = [
-            {"library": span, "footprint": asdict(Footprint.of(each.plan))}
-            for span, each in zip(libraries, emitted, strict=True)
+            {"library": span, "form": asdict(each.form)}
+            for span, each in zip(libraries, parcels, strict=True)
         ]
         times, reference = server.profile(path, programs, inputs=inputs, weights=weights)
     return [_by_group(each, turns) for each, turns in zip(emitted, times, strict=True)], reference

@@ -46,6 +46,8 @@ STAGES: dict[str, set[str]] = {
         "graphopt.codegen",
         "graphopt.runtime",
         "graphopt.artifact.atomic",
+        "graphopt.artifact.plan_json",  # programs go to other machines as they go into files
+        "graphopt.artifact.device_json",
         "graphopt.target",
         "graphopt.targets",
         "schedules",

@@ -80,6 +80,17 @@ def flat_inputs(plan: Plan, arrays: Mapping[str, Array]) -> Array:
     return flat
 
 
+def named_inputs(plan: Plan, flat: Array) -> dict[str, Array]:
+    """A plan's inputs by name, out of what flat_inputs() made of them; they share its memory."""
+    starts, _ = _places(plan, "input")
+    arrays = {}
+    for spec, start in zip(plan.inputs, starts, strict=True):
+        dtype, shape = np.dtype(spec.dtype), [int(size or 0) for size in spec.shape]
+        end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        arrays[spec.name] = flat[start:end].view(dtype).reshape(shape)
+    return arrays
+
+
 def _places(plan: Plan, space: str) -> tuple[list[int], int]:
     """Where a plan's inputs or outputs start, one after another, and their bytes together."""
     specs = plan.inputs if space == "input" else plan.outputs

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 import onnx
 import psutil
 import pytest
+from fleet_machines import Machines, start
 from tuning_run import TARGET, conv
 from tvm import rpc, tirx
 
@@ -30,6 +29,7 @@ from graphopt.tuning.measure.client import MAX_UNFIT, Losses, Result, Server, Tr
 from graphopt.tuning.measure.device import Device, LostError, OverdueError, Remote, load_single
 from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.measure.machine import Machine
+from graphopt.tuning.measure.parcel import Parcel
 from graphopt.tuning.measure.protocol import Limits, receive
 from graphopt.tuning.measure.reference import offers
 from graphopt.tuning.measure.there import There
@@ -37,64 +37,6 @@ from graphopt.tuning.outcome import Progress
 
 THREADS = 2
 KEY = TARGET.key(THREADS)
-
-
-@dataclass(frozen=True)
-class Machines:
-    """A tracker with two servers, each in a process group of its own."""
-
-    tracker: subprocess.Popen[bytes]
-    servers: tuple[subprocess.Popen[bytes], ...]
-    ports: tuple[int, ...]
-    fleet: Fleet
-
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """And all that it started: TVM's programs do their work in a child."""
-        for each in (*psutil.Process(process.pid).children(recursive=True), process):
-            with contextlib.suppress(psutil.NoSuchProcess):  # a child that ends of itself
-                each.kill()
-        process.wait()
-
-    def close(self) -> None:
-        for process in (*self.servers, self.tracker):
-            if process.poll() is None:
-                self.kill(process)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def limited(port: int) -> tuple[str, ...]:
-    return "--port", str(port), "--port-end", str(port + 1)
-
-
-def start(folder: Path) -> Machines:
-    def run(module: str, *args: str) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", module, *args, "--host", "127.0.0.1"]
-        with (folder / f"{len(list(folder.iterdir()))}.log").open("wb") as log:
-            return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
-
-    port, ports = free_port(), (free_port(), free_port())
-    tracker = run("tvm.exec.rpc_tracker", *limited(port))
-    where = ("--tracker", f"127.0.0.1:{port}", "--key", "board")
-    # One of TVM's own, one of ours.
-    servers = (
-        run("tvm.exec.rpc_server", *limited(ports[0]), *where),
-        run("graphopt.cli.main", "rpc-server", "--port", str(ports[1]), *where),
-    )
-    machines = Machines(tracker, servers, ports, Fleet("127.0.0.1", port, "board"))
-    deadline = time.monotonic() + 60
-    try:
-        while machines.fleet.servers() < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    except BaseException:
-        machines.close()
-        raise
-    return machines
 
 
 @pytest.fixture
@@ -138,7 +80,7 @@ def test_a_program_gives_there_what_it_gives_here(lasting: Machines) -> None:
     machine = Machine(TARGET, THREADS)
     single = machine.yardstick()
     device = lasting.fleet.open(60.0)
-    remote = load_single(device, single, machine.library(single))
+    remote = load_single(device, single, machine.parcel(single))
     expected = machine.load(single).run()
     assert np.array_equal(remote.run(), expected)
     assert np.abs(expected).max() > 1
@@ -156,13 +98,13 @@ def test_a_crash_costs_the_session_and_not_the_server(machines: Machines) -> Non
     kernel = replace(single.kernel, function=single.kernel.function.with_body(fault))
     bad = replace(single, kernel=kernel)
     with pytest.raises(LostError):
-        load_single(machines.fleet.open(60.0), bad, machine.library(bad)).run()
-    assert load_single(machines.fleet.open(60.0), single, machine.library(single)).seconds(1) > 0
+        load_single(machines.fleet.open(60.0), bad, machine.parcel(bad)).run()
+    assert load_single(machines.fleet.open(60.0), single, machine.parcel(single)).seconds(1) > 0
 
 
 def test_what_goes_wrong_in_a_session_is_reported_after_it_is_closed(lasting: Machines) -> None:
     def run(device: Device, yardstick: Remote) -> dict[str, Any]:
-        device.load(b"no library", Footprint.of(yardstick.single.plan), None, None)
+        device.load(Parcel(b"no library", Footprint.of(yardstick.single.plan)), None, None)
         raise AssertionError
 
     there = There(Machine(TARGET, THREADS), Limits(), lasting.fleet)
@@ -178,7 +120,7 @@ def test_what_goes_wrong_in_a_session_is_reported_after_it_is_closed(lasting: Ma
 def test_a_session_that_takes_too_long_is_ended(lasting: Machines) -> None:
     machine = Machine(TARGET, THREADS)
     single = machine.yardstick()
-    program = load_single(lasting.fleet.open(3.0), single, machine.library(single)).program
+    program = load_single(lasting.fleet.open(3.0), single, machine.parcel(single)).program
     with pytest.raises((OverdueError, LostError)):
         program.nanoseconds(100_000)
 
@@ -203,21 +145,23 @@ def test_a_driver_that_is_killed_leaves_our_server_alive(machines: Machines) -> 
     driver.wait()
     machine = Machine(TARGET, THREADS)
     single = machine.yardstick()
-    assert load_single(machines.fleet.open(60.0), single, machine.library(single)).seconds(1) > 0
+    assert load_single(machines.fleet.open(60.0), single, machine.parcel(single)).seconds(1) > 0
 
 
 ENDLESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from fleet_machines import Machines, start
 from tuning_run import TARGET
 from graphopt.tuning.measure.device import load_single
 from graphopt.tuning.measure.fleet import Fleet
 from graphopt.tuning.measure.machine import Machine
+from graphopt.tuning.measure.parcel import Parcel
 from graphopt.tuning.measure.protocol import Limits, receive
 
 machine = Machine(TARGET, 2)
 single = machine.yardstick()
-program = load_single(Fleet.parse(sys.argv[2]).open(5.0), single, machine.library(single)).program
+program = load_single(Fleet.parse(sys.argv[2]).open(5.0), single, machine.parcel(single)).program
 print("running", flush=True)
 program.nanoseconds(1_000_000)
 """
@@ -308,9 +252,3 @@ def test_addresses() -> None:
     assert Fleet.parse("10.0.0.1:9190/pi4") == Fleet("10.0.0.1", 9190, "pi4")
     assert str(Fleet.parse("[::1]:9190/a/b")) == "[::1]:9190/a/b"
     assert Fleet.parse("[::1]:9190/k").host == "::1"
-
-
-def test_devices_elsewhere_are_refused(tiny_cnn: onnx.ModelProto, tmp_path: Path) -> None:
-    with pytest.raises(graphopt.OptionError, match="devices cannot be measured through rpc"):
-        graphopt.tune(tiny_cnn, target="cuda:sm_80", log=tmp_path, rpc="localhost:9190/gpu")
-    assert not list(tmp_path.iterdir())

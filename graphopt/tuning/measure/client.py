@@ -182,6 +182,7 @@ class Server:
             "output": their_answers,
             "target": self._target.name,
             "device": None if self._target.device is None else asdict(self._target.device),
+            "arch": None if self._fleet is None else self._target.arch,
             "threads": self._threads,
             "driver": os.getpid(),
             "fleet": None if self._fleet is None else str(self._fleet),

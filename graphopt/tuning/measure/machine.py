@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.codegen.kernel import Kernel
-from graphopt.codegen.linker import find_linker
-from graphopt.codegen.remote import remote_library
 from graphopt.target import TargetSpec
+from graphopt.tuning.measure.parcel import Parcel, parcel
 from graphopt.tuning.measure.program import Array, Loaded, Single, load, make_single
 from graphopt.tuning.measure.reference import make_inputs, offers, reference
 from graphopt.tuning.measure.timing import find_candidate
@@ -69,12 +67,9 @@ class Machine:
         """The program in this process."""
         return load(single, self._target, self.spec.arch)
 
-    def library(self, single: Single) -> bytes:
-        """The program for another process, see codegen/remote.py."""
-        assert isinstance(single.kernel, Kernel), "devices have no remote programs"
-        kernels = {"kernel": single.kernel}
-        arch = self.spec.arch
-        return remote_library(single.plan, kernels, self._target, arch, find_linker(arch))
+    def parcel(self, single: Single) -> Parcel:
+        """The program for another machine."""
+        return parcel(single.plan, {"kernel": single.kernel}, self.spec, self.threads)
 
     def reference(self, workload: Workload, arrays: list[Array]) -> Array:
         """See reference.reference()."""

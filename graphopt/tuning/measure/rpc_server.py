@@ -1,4 +1,7 @@
-"""TVM's RPC server, for a machine that runs kernels for tuning runs elsewhere."""
+"""TVM's RPC server, for a machine that runs kernels for tuning runs elsewhere.
+
+It also runs programs on the machine's device, which takes more than TVM's functions.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,9 @@ def serve(tracker: tuple[str, int], key: str, host: str = "127.0.0.1", port: int
     """
     from tvm.rpc import server
 
+    from graphopt.tuning.measure.rpc_programs import register
+
+    register()
     listening = _listen(host, port)
     mine = listening.getsockname()[1]
     log.info("listening at %s:%d, for %s of %s:%d", host, mine, key, *tracker)

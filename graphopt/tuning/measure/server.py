@@ -121,14 +121,16 @@ def _target(given: dict[str, Any]) -> TargetSpec:
     """The target, without a look for its device: drivers start threads, which no child has."""
     if given["device"] is None:
         return TargetSpec.parse(given["target"])
-    return TargetSpec.for_device(given["target"], Device.from_dict(given["device"]))
+    device = Device.from_dict(given["device"])
+    return TargetSpec.for_device(given["target"], device, given["arch"])
 
 
 def main() -> None:
     """Serve until the driver closes its end.
 
     The argument is an object: input and output (descriptors), target, device (null for a
-    processor), threads, driver (its process), fleet (null where kernels run here) and limits.
+    processor), arch (of what launches a fleet's devices, else null), threads, driver (its process),
+    fleet (null where kernels run here) and limits.
     """
     given = json.loads(sys.argv[1])
     die_with_parent(given["driver"])

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from graphopt.codegen.remote import Footprint
+from graphopt.targets.devices import Device as Known
 from graphopt.tuning.measure.child import Child, Job, Wait, failure, ready
 from graphopt.tuning.measure.device import (
     Device,
+    ForeignError,
     LostError,
     OverdueError,
     Remote,
@@ -24,6 +26,7 @@ from graphopt.tuning.measure.device import (
 )
 from graphopt.tuning.measure.fleet import AbsentError, Fleet
 from graphopt.tuning.measure.machine import YARDSTICK_RUNS, Machine, Task
+from graphopt.tuning.measure.parcel import Parcel, form_of
 from graphopt.tuning.measure.program import Array
 from graphopt.tuning.measure.protocol import Limits, send
 from graphopt.tuning.measure.timing import take_turns, timed
@@ -38,20 +41,20 @@ class There:
     def __init__(self, machine: Machine, limits: Limits, fleet: Fleet) -> None:
         self._machine, self._limits, self._fleet = machine, limits, fleet
         self._single = machine.yardstick()
-        self._library = machine.library(self._single)
+        self._parcel = machine.parcel(self._single)
 
     def job(self, task: Task, trial: dict[str, Any]) -> Job:
         """What a child does for a trial."""
 
         def job(reports: int, wait: Wait) -> None:
             single = self._machine.trial(task, trial)
-            library = self._machine.library(single)
+            parcel = self._machine.parcel(single)
             send(reports, {"status": "built"})
             wait()
 
             def run(device: Device, yardstick: Remote) -> dict[str, Any]:
                 before = yardstick.seconds(YARDSTICK_RUNS)
-                program = load_single(device, single, library)
+                program = load_single(device, single, parcel)
                 report = timed(program, task.expected, trial["best"])
                 if report["status"] == "ok":
                     after = yardstick.seconds(YARDSTICK_RUNS)
@@ -93,7 +96,7 @@ class There:
 
         Args:
             message: data: a file, of which [begin, end] are programs' library, inputs and weights;
-                footprint of each program.
+                form of each program.
 
         Raises:
             AbsentError: there is no server.
@@ -161,11 +164,12 @@ class There:
         try:
             device = self._fleet.open(seconds)
             send(reports, {"status": "started"})
-            yardstick = load_single(device, self._single, self._library)
+            self._require_same(device)
+            yardstick = load_single(device, self._single, self._parcel)
             yardstick.run()
             proven = True
             return run(device, yardstick)
-        except AbsentError as error:
+        except (AbsentError, ForeignError) as error:
             return {"status": "absent", "reason": str(error)}
         except (LostError, OverdueError) as error:
             if not proven:
@@ -174,7 +178,29 @@ class There:
                 return {"status": "timeout", "reason": str(error)}
             return {"status": "lost", "reason": str(error)}
         except Exception as error:  # whatever a server reports, as TVM raises it
-            return failure(error)
+            report = failure(error)
+            return report if proven else {"status": "unfit", "reason": report["reason"]}
+
+    def _require_same(self, device: Device) -> None:
+        """The device that kernels are made for must be the server's.
+
+        Raises:
+            AbsentError: it is another one, or there is none.
+            ForeignError: the server is none of ours.
+        """
+        spec = self._machine.spec
+        if spec.device is None:
+            return
+        found = device.describe(spec.name)
+        where = f"the server {found['machine']} of {self._fleet}"
+        if "error" in found:
+            raise AbsentError(f"{where} cannot run '{spec.name}': {found['error']}")
+        theirs = Known.from_dict(found["device"])
+        if (found["arch"], replace(theirs, index=0)) != (spec.arch, replace(spec.device, index=0)):
+            raise AbsentError(
+                f"{where} has {theirs.key()} on {found['arch']}, where another one has "
+                f"{spec.device.key()} on {spec.arch}; servers of a key must be alike."
+            )
 
 
 def _seconds(device: Device, message: dict[str, Any]) -> list[list[list[float]]]:
@@ -188,7 +214,7 @@ def _seconds(device: Device, message: dict[str, Any]) -> list[list[list[float]]]
     weights = device.upload(piece(message["weights"]))
     programs = [
         device.load(
-            piece(each["library"]).tobytes(), Footprint(**each["footprint"]), inputs, weights
+            Parcel(piece(each["library"]).tobytes(), form_of(each["form"])), inputs, weights
         )
         for each in message["programs"]
     ]
