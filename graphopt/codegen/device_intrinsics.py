@@ -29,6 +29,8 @@ def for_device(body: Stmt, kind: str) -> Stmt:
             return _extern(node, kind)
         if name in ("tirx.call_llvm_pure_intrin", "tirx.call_llvm_intrin"):
             return _llvm(node, kind)
+        if name == "tirx.reinterpret" and kind == "opencl":
+            return _reinterpreted(node)
         return node
 
     rules = [(ir.Call, call)]
@@ -74,9 +76,21 @@ def _llvm(node: Any, kind: str) -> Expr:
     if kind == "cuda":
         zero = tirx.const(-0.0, "float32")
         return tirx.call_pure_extern("float32", "__fadd_rn", operand, zero)
-    # TVM writes reinterpret() with the address of its operand, which a literal does not have.
     bits = tirx.call_pure_extern("int32", "as_int", operand)
     return tirx.call_pure_extern("float32", "as_float", bits)
+
+
+_BITS_OF = {("float32", "int32"): "as_int", ("float32", "uint32"): "as_uint"}
+"""OpenCL's functions that give the bits of a float as an integer."""
+
+
+def _reinterpreted(node: Any) -> Expr:
+    """TVM writes reinterpret() with the address of its operand, which not every float has."""
+    [operand] = node.args
+    source, dtype = (str(getattr(each.ty, "dtype", "")) for each in (operand, node))
+    if (source, dtype) not in _BITS_OF:
+        return node
+    return tirx.call_pure_extern(dtype, _BITS_OF[source, dtype], operand)
 
 
 def _extremum(node: Any) -> Expr:
