@@ -20,6 +20,8 @@ def distance(key: str, other: str) -> tuple[bool, bool, float] | None:
     Returns:
         whether the instructions differ, whether the caches do, and the threads' ratio as |log2|.
     """
+    if key == other:  # also of a device, whose key says nothing that could be near another's
+        return False, False, 0.0
     one, two = _KEY.fullmatch(key), _KEY.fullmatch(other)
     if one is None or two is None or one["arch"] != two["arch"] or one["vector"] != two["vector"]:
         return None

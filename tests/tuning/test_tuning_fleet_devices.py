@@ -37,7 +37,7 @@ except graphopt.DeviceError as error:
     assert "finds no" in str(error) or "no OpenCL" in str(error), error
 else:
     raise AssertionError("this machine has a device")
-outcome = graphopt.tune(model, target="opencl", trials=12, log=log, fresh=True, rpc=fleet)
+outcome = graphopt.tune(model, target="opencl", trials=48, log=log, fresh=True, rpc=fleet)
 print(json.dumps([outcome.target, outcome.trials, outcome.ok, outcome.reason]))
 """
 
@@ -68,9 +68,10 @@ def test_a_machine_without_a_device_tunes_for_one(
     assert done.returncode == 0, done.stderr
     key, trials, working, reason = json.loads(done.stdout.splitlines()[-1])
     assert key == TargetSpec.parse("opencl").key(1)
-    assert (trials, working) == (12, 12), reason
+    assert reason == "every kernel was measured"
+    assert trials == working >= 4
     records = read(log, key).records
-    assert sum(not record.final for record in records) == 12
+    assert sum(not record.final for record in records) == trials
     assert any(record.final for record in records)
     tuned = graphopt.compile(model, target="opencl", tuning_log=log)
     assert tuned.report.origins()["tuned"] >= 2

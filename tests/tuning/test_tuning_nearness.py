@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tuning_run import record
 
 from graphopt.target import TargetSpec
+from graphopt.tuning.advice import advise
 from graphopt.tuning.nearness import distance
 
 KEY = "x86_64-avx512.avx512vnni-l1.32k-l2.1024k-t4"
@@ -43,3 +45,14 @@ def test_other_vectors_have_nothing_in_common(other: str) -> None:
 def test_the_keys_of_targets_are_understood(name: str) -> None:
     spec = TargetSpec.parse(name)
     assert distance(spec.key(1), spec.key(4)) == (False, False, 2.0)
+
+
+@pytest.mark.parametrize("key", ["opencl-some-gpu-u20-g256", "cuda-sm_80"])
+def test_records_of_a_device_are_its_own(key: str) -> None:
+    assert distance(key, key) == (False, False, 0.0)
+    assert distance(key, "opencl-another-gpu-u20-g256") is None
+    mine = record(target=key)
+    other = record(target="opencl-another-gpu-u20-g256", ratio=1.0)
+    advice = advise([other, mine], key)
+    assert list(advice.own.values()) == [mine]
+    assert not advice.others
