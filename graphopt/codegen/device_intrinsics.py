@@ -29,8 +29,8 @@ def for_device(body: Stmt, kind: str) -> Stmt:
             return _extern(node, kind)
         if name in ("tirx.call_llvm_pure_intrin", "tirx.call_llvm_intrin"):
             return _llvm(node, kind)
-        if name == "tirx.reinterpret" and kind == "opencl":
-            return _reinterpreted(node)
+        if name == "tirx.reinterpret":
+            return _reinterpreted(node, kind)
         return node
 
     rules = [(ir.Call, call)]
@@ -80,17 +80,48 @@ def _llvm(node: Any, kind: str) -> Expr:
     return tirx.call_pure_extern("float32", "as_float", bits)
 
 
-_BITS_OF = {("float32", "int32"): "as_int", ("float32", "uint32"): "as_uint"}
-"""OpenCL's functions that give the bits of a float as an integer."""
+_INTEGERS = {"int8", "int16", "int32", "int64"}
+_AS_BITS = {
+    "opencl": {
+        ("float32", "int32"): "as_int",
+        ("float32", "uint32"): "as_uint",
+        ("int32", "float32"): "as_float",
+        ("uint32", "float32"): "as_float",
+        ("float64", "int64"): "as_long",
+        ("float64", "uint64"): "as_ulong",
+        ("int64", "float64"): "as_double",
+        ("uint64", "float64"): "as_double",
+        ("float16", "int16"): "as_short",
+        ("float16", "uint16"): "as_ushort",
+        ("int16", "float16"): "as_half",
+        ("uint16", "float16"): "as_half",
+    },
+    "cuda": {
+        ("float32", "int32"): "__float_as_int",
+        ("float32", "uint32"): "__float_as_uint",
+        ("int32", "float32"): "__int_as_float",
+        ("uint32", "float32"): "__uint_as_float",
+        ("float64", "int64"): "__double_as_longlong",
+        ("float64", "uint64"): "__double_as_longlong",
+        ("int64", "float64"): "__longlong_as_double",
+        ("uint64", "float64"): "__longlong_as_double",
+        ("float16", "int16"): "__half_as_short",
+        ("float16", "uint16"): "__half_as_ushort",
+        ("int16", "float16"): "__short_as_half",
+        ("uint16", "float16"): "__ushort_as_half",
+    },
+}
+"""The functions that give the bits of one type as another one."""
 
 
-def _reinterpreted(node: Any) -> Expr:
-    """TVM writes reinterpret() with the address of its operand, which not every float has."""
+def _reinterpreted(node: Any, kind: str) -> Expr:
+    """TVM writes reinterpret() with the address of its operand, which not every value has."""
     [operand] = node.args
     source, dtype = (str(getattr(each.ty, "dtype", "")) for each in (operand, node))
-    if (source, dtype) not in _BITS_OF:
-        return node
-    return tirx.call_pure_extern(dtype, _BITS_OF[source, dtype], operand)
+    if source.removeprefix("u") == dtype.removeprefix("u") and dtype.lstrip("u") in _INTEGERS:
+        return tirx.Cast(dtype, operand)
+    function = _AS_BITS[kind].get((source, dtype))
+    return node if function is None else tirx.call_pure_extern(dtype, function, operand)
 
 
 def _extremum(node: Any) -> Expr:

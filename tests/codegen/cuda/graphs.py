@@ -220,6 +220,32 @@ def moves() -> tuple[bytes, dict[str, Array]]:
     return build(nodes, feeds, weights), feeds
 
 
+def bits() -> tuple[bytes, dict[str, Array]]:
+    """What is computed on the bits of values that have no address."""
+    feeds = {"x": draw(1, 3, 13, 11), "z": draw(1, 3, 13, 11)}
+    weights: dict[str, Any] = {
+        "around": np.array([0, 0, 1, 2, 0, 0, 2, 0]),
+        "scale": np.float32(0.03),
+        "middle": np.uint8(7),
+        "zero": np.int64(0),
+    }
+    nodes = [
+        node("QuantizeLinear", "x scale middle", "q"),
+        node("Pad", "q around middle", "p"),
+        node("DequantizeLinear", "p scale middle", "a"),
+        node("Sub", "x z", "d"),
+        node("IsNaN", "d", "n"),
+        node("Where", "n z d", "w"),
+        node("Cast", "d", "i", to=TensorProto.INT64),
+        node("Max", "i zero", "k"),
+        node("Cast", "k", "l", to=TensorProto.FLOAT),
+        node("Add", "w l", "m"),
+        node("Pad", "m around", "b"),
+        node("Add", "a b", "y"),
+    ]
+    return build(nodes, feeds, weights), feeds
+
+
 def running_sums() -> tuple[bytes, dict[str, Array]]:
     """Along rows of several pieces, from either end, and across them."""
     feeds = {"x": draw(3, 300)}
@@ -278,6 +304,7 @@ ALL = (
     halves_for_tensor_cores,
     halves_for_tensor_core_convolutions,
     moves,
+    bits,
     running_sums,
     recurrence,
     ranks,

@@ -18,6 +18,7 @@ from gpu_process import Gpu
 from graphs import (
     FLOAT,
     HALF,
+    bits,
     build,
     bytes_product,
     convolutions,
@@ -68,6 +69,10 @@ def test_convolutions(gpu: Gpu) -> None:
 
 def test_moves(gpu: Gpu) -> None:
     check(gpu, *moves(), 1e-5)
+
+
+def test_bits(gpu: Gpu) -> None:
+    check(gpu, *bits(), 1e-5)
 
 
 def test_running_sums(gpu: Gpu) -> None:

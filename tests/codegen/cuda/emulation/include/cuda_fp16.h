@@ -53,6 +53,10 @@ inline half __hfma(half a, half b, half c) { return half(double(float(a)) * floa
 inline half2 __hfma2(half2 a, half2 b, half2 c) {
   return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
 }
+inline short __half_as_short(half x) { return emulated_bits<short>(x); }
+inline unsigned short __half_as_ushort(half x) { return emulated_bits<unsigned short>(x); }
+inline half __short_as_half(short x) { return emulated_bits<half>(x); }
+inline half __ushort_as_half(unsigned short x) { return emulated_bits<half>(x); }
 inline half __habs(half x) { return half(std::fabs(float(x))); }
 inline half __shfl_value(half x) { return x; }
 

@@ -166,6 +166,8 @@ inline int __float_as_int(float x) { return emulated_bits<int>(x); }
 inline float __int_as_float(int x) { return emulated_bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return emulated_bits<float>(x); }
+inline long long __double_as_longlong(double x) { return emulated_bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return emulated_bits<double>(x); }
 
 // Products of four bytes: signed or unsigned by the type of the word, as CUDA overloads it.
 template <typename A, typename B, typename C>
