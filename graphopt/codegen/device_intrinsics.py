@@ -82,20 +82,8 @@ def _llvm(node: Any, kind: str) -> Expr:
 
 _INTEGERS = {"int8", "int16", "int32", "int64"}
 _AS_BITS = {
-    "opencl": {
-        ("float32", "int32"): "as_int",
-        ("float32", "uint32"): "as_uint",
-        ("int32", "float32"): "as_float",
-        ("uint32", "float32"): "as_float",
-        ("float64", "int64"): "as_long",
-        ("float64", "uint64"): "as_ulong",
-        ("int64", "float64"): "as_double",
-        ("uint64", "float64"): "as_double",
-        ("float16", "int16"): "as_short",
-        ("float16", "uint16"): "as_ushort",
-        ("int16", "float16"): "as_half",
-        ("uint16", "float16"): "as_half",
-    },
+    # Not the other way: as_float() refuses what C widens to 64 bits, such as the smallest int.
+    "opencl": {("float32", "int32"): "as_int", ("float32", "uint32"): "as_uint"},
     "cuda": {
         ("float32", "int32"): "__float_as_int",
         ("float32", "uint32"): "__float_as_uint",
@@ -118,7 +106,8 @@ def _reinterpreted(node: Any, kind: str) -> Expr:
     """TVM writes reinterpret() with the address of its operand, which not every value has."""
     [operand] = node.args
     source, dtype = (str(getattr(each.ty, "dtype", "")) for each in (operand, node))
-    if source.removeprefix("u") == dtype.removeprefix("u") and dtype.lstrip("u") in _INTEGERS:
+    same = source.removeprefix("u") == dtype.removeprefix("u")
+    if kind == "cuda" and same and dtype.removeprefix("u") in _INTEGERS:
         return tirx.Cast(dtype, operand)
     function = _AS_BITS[kind].get((source, dtype))
     return node if function is None else tirx.call_pure_extern(dtype, function, operand)
